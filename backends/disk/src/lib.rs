@@ -1,0 +1,1 @@
+//! virtio-blk over files and block devices.

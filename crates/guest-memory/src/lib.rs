@@ -1,0 +1,1 @@
+//! How a device reaches guest pages: page sources, the map cache, pins.

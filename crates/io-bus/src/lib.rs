@@ -1,0 +1,1 @@
+//! Windows in an address space, and the devices behind them.

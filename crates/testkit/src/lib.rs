@@ -1,0 +1,1 @@
+//! Plays Xen, xenstored and the guest's driver in process; for tests only.

@@ -1,0 +1,2 @@
+//! Serves virtio devices to Xen guests.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Client of xenstored: read, write, transactions, watches.

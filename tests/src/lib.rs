@@ -1,0 +1,1 @@
+//! Tests that look at the whole: the tree's rules, hostile guests.
