@@ -1,1 +1,3 @@
 //! Plays Xen, xenstored and the guest's driver in process; for tests only.
+
+pub mod xenstored;
