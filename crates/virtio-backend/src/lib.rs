@@ -1,1 +1,31 @@
-//! The trait a virtio device implements, and all that devices share: lanes, rings, requests, faults.
+//! The trait a virtio device implements, and all that devices share.
+//!
+//! A device is a [`Backend`]: a value that says what the driver sees of it, and a way to start a
+//! [`Worker`] per *lane*. A lane is a thread that owns some of the device's queues as [`Ring`]s and
+//! calls its worker whenever there is something to do; requests come out of a ring checked, bounded
+//! and with their memory pinned. What goes wrong is a [`Fault`] of one of three parties.
+//!
+//! Transports (the virtio-mmio register file, a vhost-user socket) stand above this crate and are
+//! reached by [`Signals`] alone. Nothing here knows of a hypervisor, and no device knows its
+//! transport.
+//!
+//! Principles: starting moves queues and memory into the lane, stopping gives positions back; the
+//! worker dies at reset, so that no state has to be cleared by hand; a guest's mistake costs its
+//! device until the next reset and nothing else.
+
+mod counters;
+mod device;
+mod fault;
+mod lane;
+mod mailbox;
+mod request;
+mod ring;
+mod signals;
+
+pub use counters::{Counters, CountersSnapshot};
+pub use device::{Backend, Identity, Wake, Worker};
+pub use fault::{Fault, GuestFault};
+pub use lane::{Lane, LaneSetup};
+pub use request::Request;
+pub use ring::{Ring, RingPosition, RingSetup};
+pub use signals::Signals;

@@ -1,0 +1,296 @@
+//! A lane: the thread that works some of a device's queues.
+//!
+//! It waits for kicks, for the worker's own sources and for commands, calls the worker, and then
+//! tells the driver once of all that the pass gave back. A fault or a panic of the worker stops this
+//! lane; the thread never ends without reporting where its queues stand.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use guest_memory::MapCache;
+use smallvec::SmallVec;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::mailbox::{Command, Mailbox};
+use crate::{Backend, Counters, Fault, GuestFault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
+
+/// How long a lane waits before it tries again for room in the map cache, in milliseconds. Room
+/// appears when other requests of the guest complete, of which no event tells.
+const STARVED_RETRY_MS: i32 = 1;
+
+/// What a lane starts with.
+pub struct LaneSetup {
+    /// The thread's name, of which the kernel shows 15 bytes.
+    pub name: String,
+    /// The device.
+    pub backend: Arc<dyn Backend>,
+    /// Which of its lanes this is.
+    pub index: usize,
+    /// The negotiated features.
+    pub features: u64,
+    /// The guest's memory.
+    pub cache: Arc<MapCache>,
+    /// The lane's queues, in order; `None` is one the driver did not enable.
+    pub rings: Vec<Option<RingSetup>>,
+    /// What wakes the lane for each of its queues.
+    pub kicks: Vec<Arc<EventFd>>,
+    /// The way to the driver.
+    pub signals: Arc<dyn Signals>,
+    /// Where to count.
+    pub counters: Arc<Counters>,
+    /// Called on the lane's thread, as its last act, with its queues' positions.
+    pub ended: Box<dyn FnOnce(Vec<RingPosition>) + Send>,
+}
+
+/// A running lane, or one that has ended. Dropping it stops the lane, without waiting for its end.
+pub struct Lane {
+    mailbox: Arc<Mailbox>,
+}
+
+impl Lane {
+    /// Starts the thread. Queues that prove unusable, or a backend that does not start, are reported
+    /// through [`Signals::needs_reset`].
+    ///
+    /// # Errors
+    /// No thread or no eventfd is to be had; `ended` is dropped without being called.
+    pub fn spawn(setup: LaneSetup) -> io::Result<Self> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let lane = Self { mailbox: Arc::clone(&mailbox) };
+        thread::Builder::new().name(setup.name.clone()).spawn(move || run(setup, mailbox))?;
+        Ok(lane)
+    }
+
+    /// Asks the lane to finish what is in flight and end.
+    pub fn stop(&self) {
+        self.mailbox.post(Command::Stop);
+    }
+
+    /// Asks the lane to finish what is in flight and take one of its queues out of service; `done`
+    /// then runs on its thread. If the lane ends first, `done` is dropped.
+    pub fn reset_queue(&self, queue: usize, done: Box<dyn FnOnce() + Send>) {
+        self.mailbox.post(Command::ResetQueue(queue, done));
+    }
+
+    /// Asks the lane to take one of its queues into service.
+    pub fn enable_queue(&self, queue: usize, setup: RingSetup) {
+        self.mailbox.post(Command::EnableQueue(queue, setup));
+    }
+
+    /// Asks the lane to let go of guest memory that no request holds, for what was invalidated to be
+    /// unmapped even if the device idles.
+    pub fn release_memory(&self) {
+        self.mailbox.post(Command::ReleaseMemory);
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
+    let LaneSetup { name: _, backend, index, features, cache, rings, kicks, signals, counters, ended } = setup;
+    let queue_base = backend.identity().lanes.get(index).map_or(0, |queues| queues.start);
+    let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters };
+    let served = guarded(|| {
+        for setup in rings {
+            pass.rings.push(match setup {
+                Some(setup) => Ring::new(&setup, &pass.cache)?,
+                None => Ring::idle(&pass.cache),
+            });
+        }
+        let worker =
+            backend.start(index, features).map_err(|source| Fault::Host { doing: "starting the device", source })?;
+        serve(worker, &mut pass, kicks, mailbox).map_err(|source| Fault::Host { doing: "waiting for events", source })
+    });
+    if let Err(fault) = served {
+        pass.report(&fault);
+    }
+    let positions = pass.rings.iter().map(Ring::position).collect();
+    // Whoever hears of the end may take it that no guest memory is held any more.
+    drop(pass);
+    ended(positions);
+}
+
+/// Works until told to stop, or until the worker faults.
+fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Arc<EventFd>>, mailbox: Arc<Mailbox>) -> io::Result<()> {
+    let mut events = EventManager::new().map_err(io::Error::other)?;
+    let id = events.add_subscriber(Listener { worker, pass, kicks, mailbox, ended: false });
+    loop {
+        let listener = events.subscriber_mut(id).map_err(io::Error::other)?;
+        let timeout = listener.work_unasked();
+        if listener.ended {
+            return Ok(());
+        }
+        events.run_with_timeout(timeout).map_err(io::Error::other)?;
+    }
+}
+
+/// What a pass works on, beside the worker.
+struct Pass {
+    rings: Vec<Ring>,
+    /// The device's number of the lane's first queue.
+    queue_base: usize,
+    cache: Arc<MapCache>,
+    signals: Arc<dyn Signals>,
+    counters: Arc<Counters>,
+}
+
+impl Pass {
+    /// Tells the driver, once, of everything that was pushed.
+    fn announce(&mut self) -> Result<(), Fault> {
+        let mut due = SmallVec::<[usize; 4]>::new();
+        for (index, ring) in self.rings.iter_mut().enumerate() {
+            self.counters.requests.fetch_add(std::mem::take(&mut ring.popped), Relaxed);
+            self.counters.completions.fetch_add(std::mem::take(&mut ring.pushed), Relaxed);
+            if ring.take_due()? {
+                due.push(self.queue_base + index);
+            }
+        }
+        self.counters.passes.fetch_add(1, Relaxed);
+        if !due.is_empty() {
+            self.counters.notifications.fetch_add(1, Relaxed);
+            self.signals.used(&due);
+        }
+        Ok(())
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.counters.faults.fetch_add(1, Relaxed);
+        self.signals.needs_reset(fault);
+    }
+}
+
+/// The lane as the event loop knows it.
+struct Listener<'a> {
+    worker: Box<dyn Worker>,
+    pass: &'a mut Pass,
+    kicks: Vec<Arc<EventFd>>,
+    mailbox: Arc<Mailbox>,
+    ended: bool,
+}
+
+/// What stands in an event's 32 bits of data: a queue's index, a source's index with
+/// [`SOURCE`] set, or [`MAILBOX`].
+const SOURCE: u32 = 1 << 31;
+const MAILBOX: u32 = u32::MAX;
+
+impl Listener<'_> {
+    /// Makes the passes that no event asks for, and tells how long to wait for the next event, in
+    /// milliseconds; -1 is for ever.
+    fn work_unasked(&mut self) -> i32 {
+        for queue in 0..self.pass.rings.len() {
+            if self.pass.rings.get_mut(queue).is_some_and(Ring::take_unasked) {
+                self.work(Wake::Queue(queue));
+            }
+        }
+        if self.pass.rings.iter().any(Ring::has_more) {
+            0
+        } else if self.pass.rings.iter().any(Ring::is_starved) {
+            self.pass.counters.starved.fetch_add(1, Relaxed);
+            STARVED_RETRY_MS
+        } else {
+            -1
+        }
+    }
+
+    fn work(&mut self, wake: Wake) {
+        tracing::trace!(name: "lane.wake", ?wake);
+        self.guard(|worker, pass| worker.work(wake, &mut pass.rings));
+    }
+
+    /// Runs device code, announces what it pushed, and ends the lane if either faults.
+    fn guard(&mut self, device_code: impl FnOnce(&mut dyn Worker, &mut Pass) -> Result<(), Fault>) {
+        if self.ended {
+            return;
+        }
+        let Self { worker, pass, .. } = self;
+        let outcome = guarded(|| {
+            device_code(&mut **worker, pass)?;
+            pass.announce()
+        });
+        if let Err(fault) = outcome {
+            // Before the worker is dropped, which may wait long for the host.
+            self.pass.report(&fault);
+            self.ended = true;
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Stop => {
+                self.drain();
+                self.ended = true;
+            }
+            Command::ResetQueue(queue, done) => {
+                self.drain();
+                self.replace_ring(queue, Ok(Ring::idle(&self.pass.cache)));
+                done();
+            }
+            Command::EnableQueue(queue, setup) => self.replace_ring(queue, Ring::new(&setup, &self.pass.cache)),
+            Command::ReleaseMemory => self.pass.rings.iter_mut().for_each(Ring::release_memory),
+        }
+    }
+
+    fn drain(&mut self) {
+        self.guard(|worker, pass| worker.drain(&mut pass.rings));
+    }
+
+    fn replace_ring(&mut self, queue: usize, ring: Result<Ring, GuestFault>) {
+        self.guard(|_, pass| {
+            let new = ring?;
+            let old = pass.rings.get_mut(queue).ok_or_else(|| Fault::Bug(format!("the lane has no queue {queue}")))?;
+            *old = new;
+            Ok(())
+        });
+    }
+}
+
+impl MutEventSubscriber for Listener<'_> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let kicks = (0..).zip(&self.kicks).map(|(index, kick)| Events::with_data(&**kick, index, edge));
+        let sources = (SOURCE..).zip(self.worker.sources());
+        let sources = sources.map(|(index, fd)| Events::with_data_raw(fd.as_raw_fd(), index, edge));
+        let bell = Events::with_data(self.mailbox.bell(), MAILBOX, EventSet::IN);
+        for event in kicks.chain(sources).chain([bell]) {
+            if let Err(error) = ops.add(event) {
+                let source = io::Error::other(error);
+                self.pass.report(&Fault::Host { doing: "watching for events", source });
+                self.ended = true;
+            }
+        }
+    }
+
+    fn process(&mut self, event: Events, _ops: &mut EventOps<'_>) {
+        match event.data() {
+            MAILBOX => {
+                // Only a wake without a message could be lost here, and none matters.
+                let _ = self.mailbox.bell().read();
+                for command in self.mailbox.take() {
+                    self.obey(command);
+                }
+            }
+            index if index & SOURCE != 0 => self.work(Wake::Source((index & !SOURCE) as usize)),
+            // The kick's eventfd is never read: watched by edge, each write is an event of its own.
+            index => self.work(Wake::Queue(index as usize)),
+        }
+    }
+}
+
+/// Turns a panic of device code into a fault.
+fn guarded<T>(device_code: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(device_code)).unwrap_or_else(|panic| Err(Fault::Bug(words_of(&*panic))))
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", words.unwrap_or("without words"))
+}

@@ -1,0 +1,26 @@
+//! One descriptor chain, resolved.
+
+use guest_memory::Buffers;
+
+/// A request the driver made: checked, bounded, and with its memory pinned as long as it lives.
+///
+/// It may outlive the pass that took it and be finished on completion of asynchronous I/O; it ends
+/// in [`crate::Ring::push`]. What it describes is whatever the driver keeps writing there, so a
+/// header is copied out once and judged as copied.
+#[derive(Debug)]
+#[must_use = "a request that is not pushed back is lost to the driver"]
+pub struct Request {
+    /// Index of the chain's first descriptor, which names the request to the driver.
+    pub(crate) head: u16,
+    /// The device-readable part.
+    pub readable: Buffers,
+    /// The device-writable part.
+    pub writable: Buffers,
+}
+
+impl Request {
+    /// Index of the chain's first descriptor: below the queue's size, unique among those in flight.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+}
