@@ -1,0 +1,174 @@
+//! The guest memory of one request, owned by it.
+#![expect(
+    unsafe_code,
+    reason = "host addresses outlive the borrow they came from; the pins beside them keep them mapped"
+)]
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use vm_memory::VolatileSlice;
+
+use crate::{chunk::Chunk, look_aside::Pinned};
+
+/// A list of buffers in the form that `preadv` and io_uring take. Valid for as long as the [`Buffers`] it came from.
+pub type IoVecs = SmallVec<[libc::iovec; 4]>;
+
+/// The guest memory of one request in one direction: where it is, and what keeps it mapped.
+///
+/// Owned and `Send`: it outlives the pass that made it, the cache's entry, the view, and an invalidation. The guest can
+/// change the bytes at any time; copy out what is to be checked before it is used, once.
+///
+/// Offsets count through all buffers as if they were one.
+#[derive(Default)]
+pub struct Buffers {
+    /// Invariant: each lies in a chunk of `pins`.
+    iovecs: SmallVec<[libc::iovec; 4]>,
+    pins: SmallVec<[Arc<Chunk>; 2]>,
+    len: usize,
+}
+
+// SAFETY: the iovecs point into the chunks of `pins`, which go along and may be used from any thread.
+unsafe impl Send for Buffers {}
+// SAFETY: shared, it allows volatile copies only, which race with the guest's own accesses anyway.
+unsafe impl Sync for Buffers {}
+
+/// What there was before a change that may have to be undone.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark {
+    iovecs: usize,
+    last: usize,
+    pins: usize,
+    len: usize,
+}
+
+impl Buffers {
+    /// No memory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is not a byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Lets go of all memory; keeps its own allocations for the next request.
+    pub fn clear(&mut self) {
+        self.iovecs.clear();
+        self.pins.clear();
+        self.len = 0;
+    }
+
+    /// Copies from the guest into `to`. Returns how many bytes there were from `at` on, at most `to.len()`.
+    pub fn read(&self, at: usize, to: &mut [u8]) -> usize {
+        let mut rest = to;
+        let mut done = 0;
+        for memory in self.slices(at, rest.len()) {
+            let (part, tail) = rest.split_at_mut(memory.len());
+            done += memory.copy_to(part);
+            rest = tail;
+        }
+        done
+    }
+
+    /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`.
+    pub fn write(&self, at: usize, from: &[u8]) -> usize {
+        let mut rest = from;
+        for memory in self.slices(at, from.len()) {
+            let (part, tail) = rest.split_at(memory.len());
+            memory.copy_from(part);
+            rest = tail;
+        }
+        from.len() - rest.len()
+    }
+
+    /// Sets up to `len` bytes from `at` on to `byte`. Returns how many.
+    pub fn fill(&self, at: usize, len: usize, byte: u8) -> usize {
+        let pattern = [byte; 512];
+        let mut done = 0;
+        while done < len {
+            let part = pattern.get(..len - done).unwrap_or(&pattern);
+            let written = self.write(at.saturating_add(done), part);
+            done += written;
+            if written < part.len() {
+                break;
+            }
+        }
+        done
+    }
+
+    /// All buffers, for a system call on this thread or one that completes before `self` is dropped.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.iovecs
+    }
+
+    /// The buffers of up to `len` bytes from `at` on.
+    pub fn clip(&self, at: usize, len: usize) -> IoVecs {
+        self.pieces(at, len).collect()
+    }
+
+    /// Whether each buffer starts and ends at a multiple of `alignment` bytes, a power of two.
+    pub fn is_aligned_to(&self, alignment: usize) -> bool {
+        let bits = self.iovecs.iter().fold(0, |bits, iovec| bits | iovec.iov_base.addr() | iovec.iov_len);
+        bits & alignment.wrapping_sub(1) == 0
+    }
+
+    /// Whether the kernel can pin all of it, as O_DIRECT and registered buffers need. Else such calls fail with EFAULT.
+    pub fn direct_io_capable(&self) -> bool {
+        self.pins.iter().all(|chunk| chunk.direct_io_capable())
+    }
+
+    /// Adds memory at the end. What continues the last buffer becomes part of it.
+    pub(crate) fn push(&mut self, pinned: &Pinned<'_>) {
+        let (base, len) = (pinned.memory().ptr_guard_mut().as_ptr(), pinned.memory().len());
+        let same_chunk = self.pins.last().is_some_and(|last| Arc::ptr_eq(last, pinned.chunk()));
+        if !same_chunk {
+            self.pins.push(pinned.chunk().clone());
+        }
+        match self.iovecs.last_mut() {
+            Some(last) if same_chunk && last.iov_base.addr() + last.iov_len == base.addr() => last.iov_len += len,
+            _ => self.iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+        }
+        self.len += len;
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        let last = self.iovecs.last().map_or(0, |last| last.iov_len);
+        Mark { iovecs: self.iovecs.len(), last, pins: self.pins.len(), len: self.len }
+    }
+
+    /// Undoes what was pushed since `mark`.
+    pub(crate) fn revert(&mut self, mark: Mark) {
+        self.iovecs.truncate(mark.iovecs);
+        if let Some(last) = self.iovecs.last_mut() {
+            last.iov_len = mark.last;
+        }
+        self.pins.truncate(mark.pins);
+        self.len = mark.len;
+    }
+
+    fn slices(&self, at: usize, len: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
+        // SAFETY: each piece lies in a buffer, which is mapped, readable and writable as long as `pins` holds its
+        // chunk, that is while `self` is borrowed.
+        self.pieces(at, len).map(|piece| unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) })
+    }
+
+    /// The buffers cut to `len` bytes from `at` on; none is empty.
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = libc::iovec> {
+        let (mut skip, mut left) = (at, len);
+        self.iovecs.iter().filter_map(move |buffer| {
+            let skipped = skip.min(buffer.iov_len);
+            let iov_len = left.min(buffer.iov_len - skipped);
+            skip -= skipped;
+            left -= iov_len;
+            let iov_base = buffer.iov_base.wrapping_byte_add(skipped);
+            (iov_len > 0).then_some(libc::iovec { iov_base, iov_len })
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! The map cache of one guest: what is mapped stays mapped, within a budget, until the guest's memory changes.
+//!
+//! Shared by all lanes, each behind a [`View`](crate::View). The lock covers look-ups and book-keeping only: mapping
+//! and unmapping, hypercalls a page each, happen outside it. So two lanes that miss the same chunk both map it and the
+//! later one drops its own: rare, and cheaper than that every lane waits for every other's hypercalls.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
+};
+
+use crate::{
+    AccessError, Budget, MapError, PageSource, Route, Stats,
+    address::CHUNK_FRAMES,
+    budget::{Account, Reservation},
+    chunk::Chunk,
+    stats::{Counter, Counters},
+    table::{Evicted, Table},
+};
+
+/// The map cache of one guest. A guest that reboots is a new domain: make a new cache.
+pub struct MapCache {
+    source: Box<dyn PageSource>,
+    kept: usize,
+    account: Arc<Account>,
+    /// Bumped by each invalidation; what was mapped under another value is stale.
+    generation: AtomicU64,
+    /// Ticks with each look-up that reaches the table: the time of "least recently used".
+    clock: AtomicU64,
+    /// Bumped when a look-up found all of the budget in use; tells the other views to let go of what they can.
+    pressure: AtomicU64,
+    table: Mutex<Table>,
+    counters: Counters,
+}
+
+impl MapCache {
+    /// An empty cache over the guest's page source.
+    pub fn new(source: impl PageSource, budget: Budget) -> Arc<Self> {
+        Arc::new(Self {
+            source: Box::new(source),
+            kept: budget.kept_chunks(),
+            account: Account::new(budget),
+            generation: AtomicU64::new(1),
+            clock: AtomicU64::new(0),
+            pressure: AtomicU64::new(0),
+            table: Mutex::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Declares all mappings stale: no look-up that starts from here on uses them.
+    ///
+    /// For the pump, before it answers `IOREQ_TYPE_INVALIDATE` (Xen, `public/hvm/ioreq.h`): one atomic addition, no
+    /// lock, no unmapping. Requests in flight keep what they hold. A [`sweep`](Self::sweep) should follow soon, or the
+    /// pages that the guest gave up stay allocated.
+    pub fn invalidate(&self) {
+        self.generation.fetch_add(1, Release);
+        self.counters.add(Counter::Invalidations, 1);
+    }
+
+    /// Unmaps what is stale and in nobody's hands. Not for the pump: it unmaps on the caller's time.
+    pub fn sweep(&self) {
+        let stale = self.table().take_stale(self.generation());
+        drop(stale);
+    }
+
+    /// What it did, and holds now.
+    pub fn stats(&self) -> Stats {
+        let unpinned = self.table().unpinned_bytes();
+        let bytes_mapped = self.account.bytes();
+        Stats { bytes_mapped, bytes_pinned: bytes_mapped.saturating_sub(unpinned), ..self.counters.snapshot() }
+    }
+
+    /// The generation of the guest's memory now. Read it before mapping: what raced an invalidation is born stale.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    /// Changes when a look-up was refused for want of room.
+    pub(crate) fn pressure(&self) -> u64 {
+        self.pressure.load(Relaxed)
+    }
+
+    /// The time for [`Chunk::touch`].
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.load(Relaxed)
+    }
+
+    pub(crate) fn count_hits(&self, hits: u64) {
+        self.counters.add(Counter::Hits, hits);
+    }
+
+    /// Bytes that one buffer may have.
+    pub(crate) fn largest_buffer(&self) -> u64 {
+        self.account.largest_buffer()
+    }
+
+    /// The chunk that has the byte at `address`, from the table or newly mapped.
+    pub(crate) fn chunk(&self, address: u64) -> Result<Arc<Chunk>, AccessError> {
+        let (number, offset) = match Route::of(address) {
+            Route::Frame { chunk, offset } => (chunk, offset),
+            Route::Grant { reference, .. } => return Err(AccessError::NoGrantSource { reference }),
+        };
+        let now = self.clock.fetch_add(1, Relaxed) + 1;
+        let generation = self.generation();
+        let found = self.table().find(number, offset, generation);
+        let chunk = match found {
+            Some(chunk) => {
+                self.counters.add(Counter::Refills, 1);
+                chunk
+            }
+            None => self.map(number, offset, generation)?,
+        };
+        chunk.touch(now);
+        Ok(chunk)
+    }
+
+    fn map(&self, number: u64, offset: u64, generation: u64) -> Result<Arc<Chunk>, AccessError> {
+        self.counters.add(Counter::Misses, 1);
+        let reservation = self.make_room()?;
+        let mapped = Chunk::map(self.source.as_ref(), number, generation, reservation, &self.counters);
+        let chunk = match mapped {
+            Ok(chunk) if chunk.covers(offset) => Arc::new(chunk),
+            Ok(_) => return Err(AccessError::Hole { address: number * crate::CHUNK_SIZE + offset }),
+            Err(MapError::Host(source)) => return Err(AccessError::Host(Arc::new(source))),
+            Err(MapError::Busy | MapError::Holes(_)) => return Err(self.busy()),
+        };
+        let (chunk, unneeded) = self.table().insert(chunk, offset);
+        drop(unneeded);
+        Ok(chunk)
+    }
+
+    /// Room in the budget for a chunk, made by evicting if need be.
+    fn make_room(&self) -> Result<Reservation, AccessError> {
+        if self.table().len() >= self.kept {
+            self.evict();
+        }
+        loop {
+            if let Some(reservation) = self.account.reserve(CHUNK_FRAMES) {
+                return Ok(reservation);
+            }
+            if !self.evict() {
+                return Err(self.busy());
+            }
+        }
+    }
+
+    /// Drops what can be dropped; whether that was anything.
+    fn evict(&self) -> bool {
+        let Evicted { chunks, fresh } = self.table().evict(self.kept, self.generation());
+        self.counters.add(Counter::Evictions, fresh as u64);
+        !chunks.is_empty()
+    }
+
+    fn busy(&self) -> AccessError {
+        self.counters.add(Counter::Busy, 1);
+        self.pressure.fetch_add(1, Relaxed);
+        AccessError::Busy
+    }
+
+    /// A lane that panicked left no half-made change behind: each is one call of the table.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
