@@ -3,10 +3,11 @@
 //! `virtio-queue` does the ring arithmetic; this module adds the checks that it leaves to its user,
 //! resolves chains into [`Request`]s, and keeps which heads are in flight. One thread owns a ring.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_memory::{MapCache, View};
+use guest_memory::{AccessError, MapCache, View};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
@@ -101,13 +102,28 @@ impl Ring {
             return Ok(None);
         }
         self.view.quiesce();
-        match self.pop_chain() {
-            Err(_) if self.view.take_refusal() => {
+        self.pop_chain().or_else(|fault| self.put_off_or_fail(fault))
+    }
+
+    /// Tells apart what the driver did wrong from what only the mappings of the moment did not allow:
+    /// `virtio-queue` ends a chain silently in both cases.
+    fn put_off_or_fail(&mut self, fault: GuestFault) -> Result<Option<Request>, Fault> {
+        let cause = match (self.view.take_failure(), &fault) {
+            (Some(swallowed), _) => Some(swallowed),
+            (None, GuestFault::Memory { source, .. }) => Some(source.clone()),
+            (None, _) => None,
+        };
+        match cause {
+            Some(AccessError::Busy) => {
                 self.starved = true;
                 self.view.flush();
                 Ok(None)
             }
-            other => Ok(other?),
+            Some(AccessError::Host(error)) => {
+                let source = io::Error::new(error.kind(), error);
+                Err(Fault::Host { doing: "mapping guest memory", source })
+            }
+            _ => Err(fault.into()),
         }
     }
 
