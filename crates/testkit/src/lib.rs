@@ -1,3 +1,4 @@
 //! Plays Xen, xenstored and the guest's driver in process; for tests only.
 
+pub mod xen;
 pub mod xenstored;
