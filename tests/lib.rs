@@ -1,0 +1,1 @@
+//! Nothing to build: the tests of this package look at the whole tree.

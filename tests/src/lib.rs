@@ -1,1 +1,0 @@
-//! Tests that look at the whole: the tree's rules, hostile guests.
