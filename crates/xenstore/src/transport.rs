@@ -67,13 +67,13 @@ impl Transport {
         match address {
             Address::Socket(path) => {
                 let stream = UnixStream::connect(path).await?.into_std()?;
-                let fd = AsyncFd::register_with_interest(stream.into(), Interest::READABLE | Interest::WRITABLE)?;
+                let fd = register(stream.into(), Interest::READABLE | Interest::WRITABLE)?;
                 Ok(Self { fd, reports_writable: true })
             }
             Address::Xenbus(path) => {
                 let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let device = rustix::fs::open(path, flags, Mode::empty())?;
-                Ok(Self { fd: AsyncFd::register_with_interest(device, Interest::READABLE)?, reports_writable: false })
+                Ok(Self { fd: register(device, Interest::READABLE)?, reports_writable: false })
             }
         }
     }
@@ -106,6 +106,15 @@ impl Transport {
         }
         Ok(Some(rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, message))?))
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "deprecated for types that may change or close their descriptor, which OwnedFd cannot; its replacement is \
+              unsafe, and this crate has no unsafe code"
+)]
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
 }
 
 fn would_block_to_none(result: io::Result<usize>) -> io::Result<Option<usize>> {
