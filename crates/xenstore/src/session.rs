@@ -43,7 +43,7 @@ pub(crate) enum Loss {
     #[error("it was closed by the other side")]
     Closed,
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("protocol error: {0}")]
     Wire(#[from] WireError),
     #[error("protocol error: a reply to request {0}, which is not in flight")]
@@ -54,6 +54,16 @@ pub(crate) enum Loss {
     Silent(Duration),
     #[error("the watch on {path:?} could not be registered again: {code}")]
     Rewatch { path: String, code: ErrorCode },
+}
+
+impl From<io::Error> for Loss {
+    fn from(error: io::Error) -> Self {
+        // Whether a read or a write is first to meet the end is chance.
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Who waits for a reply.

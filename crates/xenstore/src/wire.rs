@@ -175,10 +175,10 @@ pub fn path_payload(path: &str, rest: &[u8]) -> Result<Vec<u8>, WireError> {
 /// # Errors
 /// The payload is not two NUL-terminated texts. More fields than two are allowed, and ignored.
 pub fn parse_event(payload: &[u8]) -> Result<(&str, &str), WireError> {
-    let mut fields = payload.split(|byte| *byte == 0);
+    let mut fields = payload.strip_suffix(&[0]).unwrap_or_default().split(|byte| *byte == 0);
     let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
-    let event = text().zip(text()).filter(|(path, _)| !path.is_empty());
-    event.filter(|_| payload.ends_with(&[0])).ok_or(WireError::BadEvent)
+    let event = text().zip(text());
+    event.filter(|(path, _)| !path.is_empty()).ok_or(WireError::BadEvent)
 }
 
 /// A list of NUL-terminated texts, such as names of children; `None` when it is not that.
