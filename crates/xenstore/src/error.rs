@@ -1,6 +1,5 @@
 //! What can go wrong with a request.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::wire::{ErrorCode, MessageType, WireError};
@@ -12,7 +11,7 @@ pub enum Error {
     #[error(
         "Xenstored is not running, or this machine does not run Xen (tried {}). \
          If `cat /sys/hypervisor/type` says xen, start it: systemctl start xenstored",
-        Tried(tried)
+        .tried.join("; ")
     )]
     NotRunning {
         /// Each place tried, and what happened there.
@@ -87,13 +86,5 @@ impl Error {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(&ErrorCode::NotFound)
-    }
-}
-
-struct Tried<'a>(&'a [String]);
-
-impl fmt::Display for Tried<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
     }
 }

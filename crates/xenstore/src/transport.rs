@@ -80,9 +80,10 @@ impl Transport {
 
     /// Waits until there is something to read, or, if `to_write`, room to write.
     pub(crate) async fn ready(&self, to_write: bool) -> io::Result<()> {
-        let interest = match to_write && self.reports_writable {
-            true => Interest::READABLE | Interest::WRITABLE,
-            false => Interest::READABLE,
+        let interest = if to_write && self.reports_writable {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
         };
         self.fd.ready(interest).await?.retain_ready();
         Ok(())

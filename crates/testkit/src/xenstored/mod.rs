@@ -236,10 +236,7 @@ struct Watch {
 
 impl Watch {
     fn event(&self, path: &str) -> Vec<u8> {
-        let shown = match self.relative {
-            true => path.strip_prefix(tree::HOME).unwrap_or(path),
-            false => path,
-        };
+        let shown = path.strip_prefix(tree::HOME).filter(|_| self.relative).unwrap_or(path);
         session::encode(session::WATCH_EVENT, 0, 0, format!("{shown}\0{}\0", self.token).as_bytes())
     }
 }

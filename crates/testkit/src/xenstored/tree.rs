@@ -195,10 +195,7 @@ impl Transaction {
 
 /// The absolute form of a client's path.
 pub(super) fn absolute(path: &str) -> Result<String, Errno> {
-    let path = match path.starts_with('/') {
-        true => path.to_owned(),
-        false => format!("{HOME}{path}"),
-    };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("{HOME}{path}") };
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_@:+.,".contains(&byte);
     let well_formed = path == "/" || !(path.contains("//") || path.ends_with('/'));
     if well_formed && path.bytes().all(legal) { Ok(path) } else { Err("EINVAL") }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 use xenstore::{Error, Options, Store};
 
-use crate::{eventually, options};
+use crate::{eventually, next, options};
 
 const DIRECTORY: u32 = 1;
 const READ: u32 = 2;
+const WATCH: u32 = 4;
 const TRANSACTION_START: u32 = 6;
 const WATCH_EVENT: u32 = 15;
 const ERROR: u32 = 16;
@@ -140,6 +141,26 @@ async fn half_a_header_and_then_the_end_fails_the_request() {
 
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
     eventually(async || store.read("/a").await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_watch_refused_after_a_restart_is_registered_on_a_later_connection() {
+    let mut requests = 0;
+    let dir = serve(move |connection, request| {
+        requests += 1;
+        match (connection, request.kind) {
+            (0, _) if requests == 3 => None,
+            (1, WATCH) => Some(message(ERROR, request.id, b"ENOSPC\0")),
+            (_, WATCH) => Some(message(WATCH, request.id, b"OK\0")),
+            _ => Some(message(ERROR, request.id, b"ENOENT\0")),
+        }
+    });
+    let store = connect(&dir, Duration::from_secs(20)).await.unwrap();
+    let mut watch = store.watch("/w").await.unwrap();
+
+    store.read("/a").await.unwrap_err();
+
+    assert_eq!(next(&mut watch).await, "/w", "though this server sends no event of its own");
 }
 
 #[tokio::test]
