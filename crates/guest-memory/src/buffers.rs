@@ -4,7 +4,7 @@
     reason = "host addresses outlive the borrow they came from; the pins beside them keep them mapped"
 )]
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
@@ -32,6 +32,12 @@ pub struct Buffers {
 unsafe impl Send for Buffers {}
 // SAFETY: shared, it allows volatile copies only, which race with the guest's own accesses anyway.
 unsafe impl Sync for Buffers {}
+
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of guest memory in {} buffers", self.len, self.iovecs.len())
+    }
+}
 
 /// What there was before a change that may have to be undone.
 #[derive(Clone, Copy)]

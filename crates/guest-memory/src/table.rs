@@ -6,9 +6,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::chunk::Chunk;
 
-/// How many chunks an eviction takes at least. Finding the oldest walks the table, so each walk takes several; few
-/// enough (512 KiB) that the lane that pays for the unmapping does not notice.
-const EVICTION_BATCH: usize = 8;
+/// How many chunks an eviction takes: a sixteenth of what is kept, because finding the oldest walks the whole table.
+fn batch(kept: usize) -> usize {
+    (kept / 16).clamp(1, LARGEST_BATCH)
+}
+
+/// Few enough (512 KiB) that the lane that pays for the unmapping does not notice.
+const LARGEST_BATCH: usize = 8;
 
 #[derive(Default)]
 pub(crate) struct Table {
@@ -62,7 +66,7 @@ impl Table {
     /// as many as it takes to have room for one more below `kept`.
     pub(crate) fn evict(&mut self, kept: usize, generation: u64) -> Evicted {
         let mut chunks = self.take_stale(generation);
-        let wanted = (self.chunks.len() + 1).saturating_sub(kept).max(EVICTION_BATCH);
+        let wanted = (self.chunks.len() + 1).saturating_sub(kept).max(batch(kept));
         // A count of one cannot grow while the table is borrowed: the only owner is the table itself.
         let unpinned = self.chunks.values().filter(|chunk| Arc::strong_count(chunk) == 1);
         let mut by_age: Vec<(u64, u64)> = unpinned.map(|chunk| (chunk.last_used(), chunk.number())).collect();

@@ -84,13 +84,19 @@ impl FakeForeignMemory {
 
     /// The guest gets zeroed pages there, in place of those it may have. Xen announces nothing.
     pub fn balloon_in(&self, address: u64, pages: u64) {
-        let mut state = self.state();
         for frame in frames_from(address, pages) {
-            let page = state.next_page;
-            assert!(page < self.0.pages.count, "the fake guest is out of spare pages");
-            state.next_page += 1;
-            state.frames.insert(frame, page);
+            self.replace(frame * PAGE_SIZE, &[]);
         }
+    }
+
+    /// Puts another page in the place of the one at `address`: `contents`, then zeros.
+    pub fn replace(&self, address: u64, contents: &[u8]) {
+        let mut state = self.state();
+        let page = state.next_page;
+        assert!(page < self.0.pages.count, "the fake guest is out of spare pages");
+        state.next_page += 1;
+        self.0.pages.slice(page * PAGE_SIZE, contents.len()).copy_from(contents);
+        state.frames.insert(address / PAGE_SIZE, page);
     }
 
     /// Makes the `nth` mapping call from now on fail; 1 is the next one.
@@ -150,8 +156,7 @@ impl FakeForeignMemory {
         for (frame, expected) in frames_from(address, pages).zip(first..) {
             assert_eq!(page(frame), expected, "the frames at {address:#x} are no longer neighbours");
         }
-        let offset = usize::try_from(first * PAGE_SIZE + address % PAGE_SIZE).expect("within the file");
-        self.0.pages.whole.memory().subslice(offset, len).expect("within the file")
+        self.0.pages.slice(first * PAGE_SIZE + address % PAGE_SIZE, len)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -247,6 +252,11 @@ impl Pages {
         let whole = Area::reserve(usize::try_from(count).expect("a 64-bit host")).expect("address space");
         whole.show(0, &file, 0, whole.pages()).expect("mapping a memfd");
         Self { file, count, whole }
+    }
+
+    fn slice(&self, offset: u64, len: usize) -> VolatileSlice<'_> {
+        let offset = usize::try_from(offset).expect("a 64-bit host");
+        self.whole.memory().subslice(offset, len).expect("within the file")
     }
 
     /// Maps `pages` one behind the other, with a call for each run of them that the file has in a row.
