@@ -211,3 +211,65 @@ impl TryFrom<u32> for Width {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn raw(kind: u8, flags: u8, size: u32, count: u32) -> RawRequest {
+        RawRequest { addr: 0x200_0000, data: 0x1234, count, size, kind, flags }
+    }
+
+    #[test]
+    fn each_type_of_access_has_its_space() {
+        for (kind, space) in [(0, Space::PortIo), (1, Space::Mmio), (9, Space::PciConfig)] {
+            let Ok(Request::Access(access)) = raw(kind, 0, 4, 1).parse() else { panic!("type {kind} is an access") };
+            assert_eq!(access.space, space);
+        }
+    }
+
+    #[test]
+    fn flags_say_direction_order_and_where_the_data_is() {
+        let Ok(Request::Access(access)) = raw(1, 0x70, 8, 2).parse() else { panic!("an access") };
+        assert_eq!((access.direction, access.descending), (Direction::Read, true));
+        assert_eq!(access.operand, Operand::Memory(0x1234));
+        let Ok(Request::Access(access)) = raw(1, 0, 8, 2).parse() else { panic!("an access") };
+        assert_eq!((access.direction, access.descending), (Direction::Write, false));
+        assert_eq!(access.operand, Operand::Immediate(0x1234));
+    }
+
+    #[test]
+    fn an_invalidation_needs_neither_count_nor_size() {
+        assert_eq!(raw(8, 0, 4, 0).parse(), Ok(Request::Invalidate));
+        assert_eq!(raw(8, 0, 0, 7).parse(), Ok(Request::Invalidate));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(raw(255, 0, 4, 1).parse(), Err(BadRequest::Type(255)));
+        assert_eq!(raw(1, 0, 3, 1).parse(), Err(BadRequest::Size(3)));
+        assert_eq!(raw(1, 0, 4, 0).parse(), Err(BadRequest::Count(0)));
+        assert_eq!(raw(1, 0, 4, MAX_COUNT + 1).parse(), Err(BadRequest::Count(MAX_COUNT + 1)));
+    }
+
+    #[test]
+    fn all_ones_are_as_wide_as_the_access() {
+        assert_eq!([1, 2, 4, 8].map(|size| raw(1, 0x20, size, 1).all_ones()), [0xff, 0xffff, 0xffff_ffff, u64::MAX]);
+        assert_eq!(raw(1, 0x20, 3, 1).all_ones(), u64::MAX, "an access of no width takes what it gets");
+    }
+
+    proptest! {
+        #[test]
+        fn any_slot_parses_to_something_bounded(addr: u64, data: u64, count: u32, size: u32, kind: u8, flags: u8) {
+            let raw = RawRequest { addr, data, count, size, kind, flags };
+            if let Ok(Request::Access(access)) = raw.parse() {
+                prop_assert!((1..=MAX_COUNT).contains(&access.count));
+                prop_assert_eq!(u32::from(access.width as u8), size);
+                // Total for any item, whatever the address.
+                access.item_addr(access.count - 1);
+                access.item_gpa(data, access.count - 1);
+            }
+        }
+    }
+}

@@ -105,8 +105,20 @@ impl FakeChannels {
         self.with(|queue| queue.ports.len())
     }
 
+    /// Closes the file, as the kernel does when the process is killed: Xen's ends stay, unbound, and
+    /// can be bound again. Whoever still has this gets `EBADF`.
+    pub fn close(&self) {
+        let mut state = self.xen.lock();
+        state.queues.remove(&self.id);
+        for channel in state.channels.values_mut() {
+            channel.bound = channel.bound.filter(|(queue, _)| *queue != self.id);
+        }
+        drop(state);
+        self.xen.to_backend.notify_all();
+    }
+
     fn with<T>(&self, op: impl FnOnce(&mut Queue) -> T) -> T {
-        op(self.xen.lock().queues.get_mut(&self.id).expect("open as long as we are"))
+        op(self.xen.lock().queues.get_mut(&self.id).expect("open"))
     }
 }
 
@@ -134,7 +146,7 @@ impl EventChannels for FakeChannels {
     fn wait(&self, fired: &mut [LocalPort]) -> Result<Wake, XenError> {
         let mut state = self.xen.lock();
         loop {
-            let queue = state.queues.get_mut(&self.id).expect("open");
+            let queue = state.queues.get_mut(&self.id).ok_or(XenError::new(Errno::BADF))?;
             if let Some(errno) = queue.failing_waits.pop_front() {
                 return Err(XenError::new(errno));
             }
@@ -170,7 +182,7 @@ impl EventChannels for FakeChannels {
     fn notify(&self, port: LocalPort) -> Result<(), XenError> {
         let mut state = self.xen.lock();
         let dying = state.dying;
-        let queue = state.queues.get_mut(&self.id).expect("open");
+        let queue = state.queues.get_mut(&self.id).ok_or(XenError::new(Errno::BADF))?;
         queue.calls.notifies += 1;
         let failure = queue.failing_notifies.pop_front();
         let Some(remote) = queue.ports.get(&port.0).map(|port| port.remote) else {
@@ -205,15 +217,8 @@ impl EventChannels for FakeChannels {
 }
 
 impl Drop for FakeChannels {
-    /// Closes every end. Xen's ends stay, unbound, and can be bound again.
     fn drop(&mut self) {
-        let mut state = self.xen.lock();
-        state.queues.remove(&self.id);
-        for channel in state.channels.values_mut() {
-            if channel.bound.is_some_and(|(queue, _)| queue == self.id) {
-                channel.bound = None;
-            }
-        }
+        self.close();
     }
 }
 

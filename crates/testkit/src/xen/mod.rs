@@ -22,7 +22,7 @@ use io_bus::Window;
 use ioreq::ServerId;
 use rustix::io::Errno;
 
-pub use channels::FakeChannels;
+pub use channels::{Calls, FakeChannels};
 pub use hypervisor::{DmOp, FakeHypervisor};
 pub use page::{Flags, Ioreq, PostedWrite, STATE_INPROCESS, STATE_NONE, STATE_READY, STATE_RESPONSE};
 pub use vcpu::{Fault, Vcpu};
@@ -150,6 +150,27 @@ impl FakeXen {
     /// Broken rules so far. The test that takes them expected them.
     pub fn take_violations(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().violations)
+    }
+
+    /// The read and write index of a server's buffered ring.
+    pub fn ring_indices(&self, server: ServerId) -> (u32, u32) {
+        self.ring(server).pointers()
+    }
+
+    /// Puts any indices into a server's buffered ring, and signals.
+    pub fn set_ring_indices(&self, server: ServerId, read: u32, written: u32) {
+        self.ring(server).set_pointers(read, written);
+        let mut state = self.lock();
+        let port = state.servers.get(&server).and_then(|server| server.buffered.as_ref()).expect("a ring").port;
+        state.signal(port);
+        drop(state);
+        self.to_backend.notify_all();
+    }
+
+    fn ring(&self, server: ServerId) -> Arc<BufferedPage> {
+        let state = self.lock();
+        let server = state.servers.get(&server).expect("no such server");
+        Arc::clone(&server.buffered.as_ref().expect("a server with buffering").page)
     }
 
     /// The bare slot of a vCPU: for tests that break Xen's own rules.

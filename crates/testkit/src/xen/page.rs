@@ -190,7 +190,7 @@ impl BufferedPage {
         let ring = u64::from(BUFFERED_ENTRIES);
         let _ = both.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |full| {
             let rings = (full & 0xffff_ffff) / ring;
-            (rings > 0).then(|| full - (rings * ring | rings * ring << 32))
+            (rings > 0).then(|| full - ((rings * ring) | ((rings * ring) << 32)))
         });
     }
 

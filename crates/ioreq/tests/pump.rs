@@ -1,0 +1,226 @@
+//! What the pump does for a guest that behaves: deferral, cost, stopping, recovery.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+mod common;
+
+use std::sync::Arc;
+use std::thread;
+
+use common::{BASE, DEFERS, Machine, Ram, eventually, window};
+use io_bus::{Bus, Space};
+use ioreq::{Buffering, IoreqServer, Pump, PumpError};
+use rustix::io::Errno;
+use testkit::xen::{Calls, DmOp, FakeXen, Fault, Flags, Ioreq, PostedWrite, STATE_INPROCESS};
+
+#[test]
+fn a_write_answered_later_holds_up_its_own_vcpu_only() {
+    let machine = Machine::new(2);
+    let writer = machine.write_from(0, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    for value in 0..50 {
+        machine.vcpu(1).write32(BASE, value);
+        assert_eq!(machine.vcpu(1).read32(BASE), value);
+    }
+    assert!(!writer.is_finished());
+    drop(held);
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_write_may_be_answered_by_any_thread_even_one_that_panics() {
+    let machine = Machine::new(1);
+    let writer = machine.write_from(0, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    let lane = thread::spawn(move || {
+        let _held = held;
+        panic!("a lane dies");
+    });
+    assert!(lane.join().is_err());
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_string_of_deferred_writes_is_answered_with_the_last() {
+    let machine = Machine::new(1);
+    let string = Ioreq { addr: DEFERS - 4, count: 3, flags: Flags::default(), ..Ioreq::default() };
+    let writer = thread::spawn({
+        let vcpu = machine.vcpu(0);
+        // One item before the register that defers, one in it, one after; twice.
+        move || (0..2).for_each(|_| vcpu.access(Space::Mmio, string).map(|_| ()).unwrap())
+    });
+    drop(machine.device.take_deferred(1));
+    drop(machine.device.take_deferred(1));
+    writer.join().unwrap();
+    assert_eq!(machine.device.accesses.load(std::sync::atomic::Ordering::Relaxed), 6);
+}
+
+#[test]
+fn an_access_of_a_lone_vcpu_costs_three_system_calls() {
+    let machine = Machine::new(1);
+    machine.vcpu(0).read32(BASE);
+    // The wake-up made by binding is over.
+    let before = machine.channels.calls();
+    (0..100).for_each(|value| machine.vcpu(0).write32(BASE, value));
+    let after = machine.channels.calls();
+    assert!(after.waits - before.waits <= 100, "{before:?} {after:?}");
+    assert!(after.unmasks - before.unmasks <= 100, "{before:?} {after:?}");
+    assert_eq!(after.notifies - before.notifies, 100);
+}
+
+#[test]
+fn channels_that_fire_together_are_unmasked_together() {
+    let machine = Machine::new(16);
+    eventually("all binding events were read", || {
+        let Calls { waits, unmasks, .. } = machine.channels.calls();
+        waits == unmasks && machine.pump.counts().spurious_wakes >= 1
+    });
+    assert!(machine.channels.calls().unmasks <= 16);
+}
+
+#[test]
+fn stopping_answers_what_came_until_then_and_disables_the_server() {
+    let machine = Machine::new(1);
+    let (xen, server) = (Arc::clone(&machine.xen), Arc::clone(&machine.server));
+    machine.vcpu(0).write32(BASE, 1);
+    machine.pump.stop();
+    assert!(!xen.is_enabled(server.id()));
+    assert_eq!(xen.vcpu(0).read(Space::Mmio, BASE, 4), Err(Fault::DataAbort));
+    server.close().unwrap();
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn stopping_under_load_leaves_nobody_waiting() {
+    for _ in 0..20 {
+        let machine = Machine::new(3);
+        let vcpus: Vec<_> = (0..3)
+            .map(|index| {
+                let vcpu = machine.vcpu(index);
+                // Until the server takes no more.
+                thread::spawn(move || while vcpu.write(Space::Mmio, BASE, 4, 1).is_ok() {})
+            })
+            .collect();
+        machine.vcpu(0).invalidate().unwrap();
+        machine.pump.stop();
+        vcpus.into_iter().for_each(|vcpu| vcpu.join().unwrap());
+        machine.server.close().unwrap();
+    }
+}
+
+#[test]
+fn a_deferred_answer_outlives_the_pump() {
+    let machine = Machine::new(1);
+    let writer = machine.write_from(0, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    machine.pump.stop();
+    assert_eq!(machine.server.busy_vcpus(), [0]);
+    drop(held);
+    writer.join().unwrap();
+    machine.server.close().unwrap();
+}
+
+#[test]
+fn a_dropped_machine_leaves_nothing_in_xen() {
+    let machine = Machine::new(2);
+    let xen = Arc::clone(&machine.xen);
+    machine.vcpu(1).write32(BASE, 1);
+    drop(machine);
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn a_window_can_come_and_go_while_others_are_in_use() {
+    let machine = Machine::new(1);
+    let second = machine.server.map(window(BASE + 0x200)).unwrap();
+    assert_eq!(machine.vcpu(0).read32(BASE + 0x200), u32::MAX, "mapped, and no device there yet");
+    drop(second);
+    assert_eq!(machine.vcpu(0).read(Space::Mmio, BASE + 0x200, 4), Err(Fault::DataAbort));
+    machine.vcpu(0).write32(BASE, 1);
+    assert_eq!(machine.xen.windows(machine.server.id()), [window(BASE)]);
+}
+
+#[test]
+fn a_request_taken_by_a_process_that_died_is_answered_by_the_next() {
+    let machine = Machine::new(2);
+    let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
+    let writer = machine.write_from(1, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    machine.die();
+    assert_eq!(xen.slot(id, 1).get().0, STATE_INPROCESS);
+    let next = Machine::attach(Arc::clone(&xen), id);
+    drop(next.device.take_deferred(1));
+    writer.join().unwrap();
+    assert_eq!(next.pump.counts().requests, 1);
+    // The dead process's answer finds nothing to answer.
+    drop(held);
+    drop(next);
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn a_released_server_stays_with_its_windows_for_the_next() {
+    let machine = Machine::new(1);
+    let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
+    machine.die();
+    assert!(xen.is_enabled(id));
+    assert_eq!(xen.windows(id), [window(BASE)]);
+    let next = Machine::attach(Arc::clone(&xen), id);
+    next.vcpu(0).write32(BASE, 1);
+}
+
+#[test]
+fn a_pump_that_cannot_bind_leaves_the_server_disabled_and_nobody_waiting() {
+    let xen = FakeXen::new(2);
+    let first = Machine::on(Arc::clone(&xen), Buffering::Off);
+    let writer = first.write_from(1, BASE, 1);
+    writer.join().unwrap();
+    // Its ports are bound by the first pump.
+    let server = IoreqServer::attach(xen.hypervisor(), first.server.id(), Buffering::Off).unwrap();
+    let second = Pump::spawn(Arc::clone(&server), xen.channels(), Bus::new(), Arc::<Ram>::default());
+    assert!(matches!(second.err(), Some(PumpError::Bind { vcpu: 0, source }) if source.errno() == Errno::INVAL));
+    assert!(!xen.is_enabled(server.id()));
+    server.release();
+}
+
+#[test]
+fn a_pump_whose_server_cannot_be_enabled_says_so() {
+    let xen = FakeXen::new(1);
+    let server = IoreqServer::create(xen.hypervisor(), Buffering::Off).unwrap();
+    xen.fail_next(DmOp::SetEnabled, Errno::PERM);
+    let pump = Pump::spawn(server, xen.channels(), Bus::new(), Arc::<Ram>::default());
+    assert!(matches!(pump.err(), Some(PumpError::Enable(source)) if source.errno() == Errno::PERM));
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn posted_writes_arrive_in_order_before_the_access_that_follows() {
+    let machine = Machine::on(FakeXen::new(1), Buffering::On);
+    let (vcpu, id) = (machine.vcpu(0), machine.server.id());
+    // The ring's addresses have 20 bits, so the device is claimed there as well.
+    let low = io_bus::Window::new(Space::Mmio, 0xa_0000, 0x200).unwrap();
+    let _claim = machine.bus.claim(low, Arc::clone(&machine.device) as _).unwrap();
+    for round in 0..400_u64 {
+        for (size, data) in [(4, round), (8, round << 32 | 0x1234_5678)] {
+            let write = PostedWrite { kind: 1, addr: 0xa_0000, size, data };
+            eventually("there is room", || vcpu.post(id, write));
+        }
+        assert_eq!(vcpu.read(Space::Mmio, BASE, 8), Ok(round << 32 | 0x1234_5678));
+    }
+    assert_eq!(machine.pump.counts().posted_writes, 800);
+}
+
+#[test]
+fn a_ring_with_impossible_indices_is_emptied() {
+    let machine = Machine::on(FakeXen::new(1), Buffering::On);
+    let id = machine.server.id();
+    for (read, written) in [(5, 600), (7, 6), (u32::MAX, 511), (0, u32::MAX)] {
+        let before = machine.pump.counts().bad_requests;
+        machine.xen.set_ring_indices(id, read, written);
+        eventually("it is empty", || {
+            let (read, written) = machine.xen.ring_indices(id);
+            read == written
+        });
+        assert_eq!(machine.pump.counts().bad_requests, before + 1, "{read} {written}");
+    }
+    machine.vcpu(0).write32(BASE, 1);
+}
