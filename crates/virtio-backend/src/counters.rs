@@ -1,29 +1,34 @@
-//! What every device counts.
+//! What every device counts, and the way to declare counters.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+/// Declares a struct of counters and one of their values at a moment, from a list of documented
+/// names.
+#[macro_export]
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// Counts since the device was made, over all resets. Lanes add to them once a pass.
+    (
+        $(#[$counters_doc:meta])* pub struct $counters:ident;
+        $(#[$snapshot_doc:meta])* pub struct $snapshot:ident;
+        $($(#[$doc:meta])* $name:ident,)+
+    ) => {
+        $(#[$counters_doc])*
         #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)+
+        pub struct $counters {
+            $($(#[$doc])* pub $name: ::std::sync::atomic::AtomicU64,)+
         }
 
-        /// [`Counters`] at one moment.
+        $(#[$snapshot_doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct CountersSnapshot {
+        pub struct $snapshot {
             $($(#[$doc])* pub $name: u64,)+
         }
 
-        impl Counters {
+        impl $counters {
             /// Reads all counters, each at its own moment.
-            pub fn snapshot(&self) -> CountersSnapshot {
-                CountersSnapshot { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            pub fn snapshot(&self) -> $snapshot {
+                $snapshot { $($name: self.$name.load(::std::sync::atomic::Ordering::Relaxed),)+ }
             }
         }
 
-        impl CountersSnapshot {
+        impl $snapshot {
             /// Names and values, for people and machines to read.
             pub fn pairs(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)+]
@@ -33,6 +38,11 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Counts since the device was made, over all resets. Lanes add to them once a pass.
+    pub struct Counters;
+    /// [`Counters`] at one moment.
+    pub struct CountersSnapshot;
+
     /// Passes of a lane: how often a worker was called.
     passes,
     /// Requests taken from rings.

@@ -285,8 +285,11 @@ impl MutEventSubscriber for Listener<'_> {
     }
 }
 
-/// Turns a panic of device code into a fault.
-fn guarded<T>(device_code: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+/// Runs a device's code, and turns a panic of it into a fault.
+///
+/// # Errors
+/// What the code returned; [`Fault::Bug`] if it panicked.
+pub fn guarded<T>(device_code: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(device_code)).unwrap_or_else(|panic| Err(Fault::Bug(words_of(&*panic))))
 }
 

@@ -25,7 +25,7 @@ mod signals;
 pub use counters::{Counters, CountersSnapshot};
 pub use device::{Backend, Identity, Wake, Worker};
 pub use fault::{Fault, GuestFault};
-pub use lane::{Lane, LaneSetup};
+pub use lane::{Lane, LaneSetup, guarded};
 pub use request::Request;
 pub use ring::{Ring, RingPosition, RingSetup};
 pub use signals::Signals;

@@ -1,1 +1,28 @@
-//! The virtio-mmio register file and the life of the device behind it.
+//! The virtio-mmio transport (virtio 1.2 §4.2): a register file on the bus, and the life of the device
+//! behind it.
+//!
+//! A [`Transport`] shows one [`virtio_backend::Backend`] to a driver. It starts the device's lanes when
+//! the driver says DRIVER_OK, turns QueueNotify into kicks and the lanes' signals into interrupts, and
+//! holds the answer to a reset until nothing is in flight. It knows neither what device it serves nor
+//! who traps the guest's accesses; interrupts leave through an [`InterruptLine`].
+//!
+//! Principles: a driver can write anything at any time, and gets an answer; what it may not do is
+//! ignored and counted; nothing it writes is used as an index unchecked, and rings are checked by the
+//! lane that works them; a device that breaks says DEVICE_NEEDS_RESET and the vCPU goes on.
+
+mod config;
+mod counters;
+mod doorbell;
+mod features;
+mod interrupt;
+mod lifecycle;
+mod queue;
+mod registers;
+mod state;
+mod status;
+mod transport;
+
+pub use counters::{Counters, CountersSnapshot};
+pub use interrupt::InterruptLine;
+pub use status::DriverState;
+pub use transport::Transport;

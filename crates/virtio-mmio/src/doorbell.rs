@@ -1,0 +1,35 @@
+//! Kicks: a write to QueueNotify (virtio 1.2 §4.2.3.3) becomes a write to the queue's eventfd.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// An eventfd for each queue. They live as long as the device; lanes come and go.
+pub(crate) struct Doorbell {
+    kicks: Vec<Arc<EventFd>>,
+}
+
+impl Doorbell {
+    /// # Errors
+    /// The process has no more descriptors.
+    pub(crate) fn new(queues: usize) -> io::Result<Self> {
+        let kicks = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new)).collect::<io::Result<_>>()?;
+        Ok(Self { kicks })
+    }
+
+    /// Wakes the lane of `queue`.
+    pub(crate) fn ring(&self, queue: u32) {
+        let kick = usize::try_from(queue).ok().and_then(|queue| self.kicks.get(queue));
+        if let Some(kick) = kick {
+            // It fails only at 2^64-2 unread kicks; the lane has one to see then.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// What wakes a lane for the queues in `range`.
+    pub(crate) fn of_lane(&self, range: Range<usize>) -> Vec<Arc<EventFd>> {
+        self.kicks.get(range).unwrap_or_default().to_vec()
+    }
+}
