@@ -127,6 +127,25 @@ async fn concurrent_requests_get_each_its_own_answer() {
 }
 
 #[tokio::test]
+async fn more_than_the_socket_holds_arrives_whole() {
+    let f = fixture().await;
+    let value = |index: usize| format!("{index:04000}");
+    let write = |index: usize| {
+        let store = f.store.clone();
+        tokio::spawn(async move { store.write(&format!("/n/{index}"), value(index)).await })
+    };
+
+    let writes: Vec<_> = (0..500).map(write).collect();
+
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    for index in 0..500 {
+        assert_eq!(f.xenstored.get(&format!("/n/{index}")), Some(value(index).into_bytes()));
+    }
+}
+
+#[tokio::test]
 async fn what_breaks_a_limit_is_not_sent() {
     let f = fixture().await;
 
