@@ -13,7 +13,7 @@ use std::sync::{
 };
 
 use crate::{
-    AccessError, Budget, MapError, PageSource, Route, Stats,
+    AccessError, Budget, CHUNK_SIZE, PageSource, Route, Stats,
     address::CHUNK_FRAMES,
     budget::{Account, Reservation},
     chunk::Chunk,
@@ -26,14 +26,21 @@ pub struct MapCache {
     source: Box<dyn PageSource>,
     kept: usize,
     account: Arc<Account>,
-    /// Bumped by each invalidation; what was mapped under another value is stale.
-    generation: AtomicU64,
+    signals: Signals,
     /// Ticks with each look-up that reaches the table: the time of "least recently used".
     clock: AtomicU64,
-    /// Bumped when a look-up found all of the budget in use; tells the other views to let go of what they can.
-    pressure: AtomicU64,
     table: Mutex<Table>,
     counters: Counters,
+}
+
+/// What every look-up of every lane reads and few ever write. Alone in its cache lines (two, as processors fetch them
+/// in pairs), so that a lane's miss does not slow the others' hits.
+#[repr(align(128))]
+struct Signals {
+    /// Bumped by each invalidation; what was mapped under another value is stale.
+    generation: AtomicU64,
+    /// Bumped when a look-up found all of the budget in use; tells the other views to let go of what they can.
+    pressure: AtomicU64,
 }
 
 impl MapCache {
@@ -43,9 +50,8 @@ impl MapCache {
             source: Box::new(source),
             kept: budget.kept_chunks(),
             account: Account::new(budget),
-            generation: AtomicU64::new(1),
+            signals: Signals { generation: AtomicU64::new(1), pressure: AtomicU64::new(0) },
             clock: AtomicU64::new(0),
-            pressure: AtomicU64::new(0),
             table: Mutex::default(),
             counters: Counters::default(),
         })
@@ -57,7 +63,7 @@ impl MapCache {
     /// lock, no unmapping. Requests in flight keep what they hold. A [`sweep`](Self::sweep) should follow soon, or the
     /// pages that the guest gave up stay allocated.
     pub fn invalidate(&self) {
-        self.generation.fetch_add(1, Release);
+        self.signals.generation.fetch_add(1, Release);
         self.counters.add(Counter::Invalidations, 1);
     }
 
@@ -77,12 +83,12 @@ impl MapCache {
     /// The generation of the guest's memory now. Read it before mapping: what raced an invalidation is born stale.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Acquire)
+        self.signals.generation.load(Acquire)
     }
 
     /// Changes when a look-up was refused for want of room.
     pub(crate) fn pressure(&self) -> u64 {
-        self.pressure.load(Relaxed)
+        self.signals.pressure.load(Relaxed)
     }
 
     /// The time for [`Chunk::touch`].
@@ -113,7 +119,7 @@ impl MapCache {
                 self.counters.add(Counter::Refills, 1);
                 chunk
             }
-            None => self.map(number, offset, generation)?,
+            None => self.map(number, offset, generation).inspect_err(|error| self.note(error))?,
         };
         chunk.touch(now);
         Ok(chunk)
@@ -122,14 +128,11 @@ impl MapCache {
     fn map(&self, number: u64, offset: u64, generation: u64) -> Result<Arc<Chunk>, AccessError> {
         self.counters.add(Counter::Misses, 1);
         let reservation = self.make_room()?;
-        let mapped = Chunk::map(self.source.as_ref(), number, generation, reservation, &self.counters);
-        let chunk = match mapped {
-            Ok(chunk) if chunk.covers(offset) => Arc::new(chunk),
-            Ok(_) => return Err(AccessError::Hole { address: number * crate::CHUNK_SIZE + offset }),
-            Err(MapError::Host(source)) => return Err(AccessError::Host(Arc::new(source))),
-            Err(MapError::Busy | MapError::Holes(_)) => return Err(self.busy()),
-        };
-        let (chunk, unneeded) = self.table().insert(chunk, offset);
+        let chunk = Chunk::map(self.source.as_ref(), number, generation, reservation, &self.counters)?;
+        if !chunk.covers(offset) {
+            return Err(AccessError::Hole { address: number * CHUNK_SIZE + offset });
+        }
+        let (chunk, unneeded) = self.table().insert(Arc::new(chunk), offset);
         drop(unneeded);
         Ok(chunk)
     }
@@ -144,7 +147,7 @@ impl MapCache {
                 return Ok(reservation);
             }
             if !self.evict() {
-                return Err(self.busy());
+                return Err(AccessError::Busy);
             }
         }
     }
@@ -156,10 +159,11 @@ impl MapCache {
         !chunks.is_empty()
     }
 
-    fn busy(&self) -> AccessError {
-        self.counters.add(Counter::Busy, 1);
-        self.pressure.fetch_add(1, Relaxed);
-        AccessError::Busy
+    fn note(&self, error: &AccessError) {
+        if matches!(error, AccessError::Busy) {
+            self.counters.add(Counter::Busy, 1);
+            self.signals.pressure.fetch_add(1, Relaxed);
+        }
     }
 
     /// A lane that panicked left no half-made change behind: each is one call of the table.

@@ -3,13 +3,19 @@
 //! A chunk is immutable: when the guest's memory changes, the cache maps a new one, and the old one serves those who
 //! hold it until the last lets go. Its drop unmaps, so it is dropped outside any lock.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
 use crate::{
-    CHUNK_SIZE, MapError, Mapping, PAGE_SIZE, PageSource,
+    AccessError, CHUNK_SIZE, MapError, Mapping, PAGE_SIZE, PageSource,
     address::{CHUNK_FRAMES, PAGE_LEN},
     budget::Reservation,
     stats::{Counter, Counters},
@@ -52,7 +58,7 @@ impl Chunk {
         generation: u64,
         mut reservation: Reservation,
         counters: &Counters,
-    ) -> Result<Self, MapError> {
+    ) -> Result<Self, AccessError> {
         let mut extents = SmallVec::new();
         let mut wanted = FrameSet::MAX;
         while wanted != 0 {
@@ -71,10 +77,12 @@ impl Chunk {
                     counters.add(Counter::Holes, holes.count_ones().into());
                     holes
                 }
-                Err(other) => return Err(other),
+                Err(MapError::Busy) => return Err(AccessError::Busy),
+                Err(MapError::Host(error)) => return Err(AccessError::Host(Arc::new(error))),
             };
             if settled == 0 {
-                return Err(MapError::Host(std::io::Error::other("the page source mapped nothing and named no hole")));
+                let error = io::Error::other("The page source mapped nothing and named no hole");
+                return Err(AccessError::Host(Arc::new(error)));
             }
             wanted &= !settled;
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// In the steady state of a guest that reuses its buffers only `hits` grows.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
-    /// Lookups that a view answered by itself. Views hand their counts in when they quiesce.
+    /// Lookups that a view answered by itself. Each view's last few hundred may not be in yet.
     pub hits: u64,
     /// Lookups that found the chunk in the cache, under its lock.
     pub refills: u64,

@@ -17,6 +17,9 @@ use crate::{
     no_backend::NoBackend,
 };
 
+/// A view hands its hits to the cache's statistics when it has this many, and when it is flushed.
+const HITS_AT_ONCE: u64 = 256;
+
 /// A lane's private look-aside over the guest's map cache. `Send`, not `Sync`.
 ///
 /// A look-up that hits costs no lock and no reference count. It compares the generation each time, so from the moment
@@ -24,8 +27,10 @@ use crate::{
 pub struct View {
     cache: Arc<MapCache>,
     look_aside: LookAside,
-    /// Hits since the last `quiesce`: counting them where all lanes look would cost more than the look-up.
+    /// Hits not yet handed to the cache: counting them where all lanes count would cost more than the look-up.
     hits: Cell<u64>,
+    /// Bytes that one buffer may have.
+    largest_buffer: u64,
     failure: RefCell<Option<AccessError>>,
     /// The cache's generation and pressure when this view last adapted to them.
     generation: u64,
@@ -40,7 +45,8 @@ impl View {
     pub fn new(cache: Arc<MapCache>) -> Self {
         let (generation, pressure) = (cache.generation(), cache.pressure());
         let (look_aside, hits, failure) = (LookAside::new(), Cell::new(0), RefCell::new(None));
-        Self { cache, look_aside, hits, failure, generation, pressure }
+        let largest_buffer = cache.largest_buffer();
+        Self { cache, look_aside, hits, largest_buffer, failure, generation, pressure }
     }
 
     /// The cache behind it.
@@ -59,9 +65,8 @@ impl View {
             self.generation = self.cache.generation();
             self.look_aside.forget_stale(self.generation);
         }
-        let hits = self.hits.take();
-        if hits > 0 {
-            self.cache.count_hits(hits);
+        if self.hits.get() >= HITS_AT_ONCE {
+            self.cache.count_hits(self.hits.take());
         }
     }
 
@@ -145,7 +150,7 @@ impl View {
 
     #[inline]
     fn check_bounds(&self, address: u64, len: usize) -> Result<(), AccessError> {
-        let limit = self.cache.largest_buffer();
+        let limit = self.largest_buffer;
         if len as u64 > limit {
             return Err(AccessError::TooLarge { len, limit });
         }
