@@ -1,0 +1,102 @@
+//! The guest's memory, as a driver of `virtio_drivers` gets at it.
+#![expect(unsafe_code, reason = "implements virtio_drivers::Hal, which lends guest memory by pointer")]
+
+use std::{cell::RefCell, ptr::NonNull, slice};
+
+use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+
+use crate::memory::FakeForeignMemory;
+
+thread_local! {
+    /// [`Hal`] has no `self`: a guest is what runs on a thread.
+    static GUEST: RefCell<Option<Arena>> = const { RefCell::new(None) };
+}
+
+/// Pages that drivers can have.
+struct Arena {
+    memory: FakeForeignMemory,
+    next: u64,
+    end: u64,
+    /// What was given back: address and number of pages.
+    free: Vec<(u64, usize)>,
+}
+
+/// The memory of the guest that runs on the calling thread.
+///
+/// Buffers are shared by copying them into guest memory and back, so that a device that reads from
+/// or writes to the wrong place or at the wrong time is found out.
+pub struct GuestHal;
+
+impl GuestHal {
+    /// Makes the calling thread a guest, whose drivers take their memory from `start` to `end`, whole
+    /// pages that ballooning leaves alone.
+    pub fn boot(memory: FakeForeignMemory, start: u64, end: u64) {
+        assert!(start > 0, "drivers take address 0 for a failure");
+        GUEST.set(Some(Arena { memory, next: start, end, free: Vec::new() }));
+    }
+}
+
+fn with_arena<T>(f: impl FnOnce(&mut Arena) -> T) -> T {
+    GUEST.with_borrow_mut(|guest| f(guest.as_mut().expect("the thread is a guest: GuestHal::boot")))
+}
+
+impl Arena {
+    fn take(&mut self, pages: usize) -> u64 {
+        if let Some(place) = self.free.iter().position(|(_, free)| *free == pages) {
+            return self.free.swap_remove(place).0;
+        }
+        let address = self.next;
+        self.next += (pages * PAGE_SIZE) as u64;
+        assert!(self.next <= self.end, "the guest's drivers use more memory than the test gave them");
+        address
+    }
+}
+
+fn pages_of(buffer: NonNull<[u8]>) -> usize {
+    buffer.len().div_ceil(PAGE_SIZE)
+}
+
+// SAFETY: `dma_alloc` lends pages of the guest's memory, mapped as long as `GUEST` holds it, page aligned, zeroed, and
+// lent to nobody else until `dma_dealloc`.
+unsafe impl Hal for GuestHal {
+    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        with_arena(|arena| {
+            let address = arena.take(pages);
+            arena.memory.write(address, &vec![0; pages * PAGE_SIZE]);
+            let memory = arena.memory.slice(address, pages * PAGE_SIZE);
+            (address, NonNull::new(memory.ptr_guard_mut().as_ptr()).expect("memory is not at address 0"))
+        })
+    }
+
+    unsafe fn dma_dealloc(address: PhysAddr, _memory: NonNull<u8>, pages: usize) -> i32 {
+        with_arena(|arena| arena.free.push((address, pages)));
+        0
+    }
+
+    unsafe fn mmio_phys_to_virt(_address: PhysAddr, _size: usize) -> NonNull<u8> {
+        unreachable!("for PCI, which this guest has not")
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        with_arena(|arena| {
+            let address = arena.take(pages_of(buffer));
+            if direction != BufferDirection::DeviceToDriver {
+                // SAFETY: the caller's buffer is valid and nobody writes to it during the call.
+                let bytes = unsafe { slice::from_raw_parts(buffer.as_ptr().cast(), buffer.len()) };
+                arena.memory.write(address, bytes);
+            }
+            address
+        })
+    }
+
+    unsafe fn unshare(address: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
+        with_arena(|arena| {
+            if direction != BufferDirection::DriverToDevice {
+                // SAFETY: the caller's buffer is valid and nobody else uses it during the call.
+                let bytes = unsafe { slice::from_raw_parts_mut(buffer.as_ptr().cast(), buffer.len()) };
+                arena.memory.read(address, bytes);
+            }
+            arena.free.push((address, pages_of(buffer)));
+        });
+    }
+}
