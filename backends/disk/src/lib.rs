@@ -1,1 +1,22 @@
-//! virtio-blk over files and block devices.
+//! virtio-blk (virtio 1.2 §5.2) over raw files and block devices.
+//!
+//! A [`Disk`] is made from a [`Config`], what the operator wrote, and an [`Image`], the opened file. Each of its queues
+//! has a lane of its own, and each lane an [`engine::Engine`]: io_uring, or plain system calls where that is refused.
+//!
+//! - What the guest says ends in `request`; host I/O begins in `engine`. Neither knows the other.
+//! - The image is raw because the configuration says so: nothing ever looks at its contents to find out.
+//! - What the host fails to do is the status of one request. The device goes on.
+//! - A write is acknowledged only when it is as durable as the driver was promised (§5.2.6.2).
+
+mod config;
+mod config_space;
+mod counters;
+mod device;
+pub mod engine;
+mod image;
+mod request;
+mod worker;
+
+pub use config::{Cache, Config, EngineKind, Plan, PlanError};
+pub use device::Disk;
+pub use image::{Access, Image, ImageError};

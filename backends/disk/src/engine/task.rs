@@ -1,0 +1,230 @@
+//! What an operation takes: the series of system calls that does it, as a state machine that makes none itself.
+//!
+//! Short transfers go on where they stopped, interrupted calls are made again, and what a file system cannot do is done
+//! in another way. Every call that succeeds moves the task forward, so a task ends.
+#![expect(unsafe_code, reason = "the addresses in a list of iovecs are not Send by themselves")]
+
+use std::io;
+
+use guest_memory::{Buffers, IoVecs};
+
+use super::bounce::{Block, ZERO_BLOCK_SIZE, ZEROES};
+use super::{Op, Span, Target, Transfer};
+
+/// The kernel's limit on a list of iovecs (UIO_MAXIOV).
+const IOV_MAX: usize = 1024;
+
+/// Bytes of zeroes written with one call.
+const ZEROES_A_CALL: u64 = 1 << 20;
+
+/// A system call to make.
+#[derive(Debug)]
+pub(super) enum Call<'a> {
+    Read {
+        iovecs: &'a [libc::iovec],
+        offset: u64,
+    },
+    Write {
+        iovecs: &'a [libc::iovec],
+        offset: u64,
+        stable: bool,
+    },
+    Sync,
+    /// `fallocate(2)` with this mode.
+    Allocate {
+        mode: i32,
+        span: Span,
+    },
+    /// `ioctl(BLKDISCARD)`: unlike `fallocate` it also reaches thin volumes and disks that do not promise zeroes.
+    DiscardBlocks {
+        span: Span,
+    },
+}
+
+/// Which call comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Transfer,
+    Punch,
+    ZeroRange,
+    DiscardBlocks,
+    FillZeroes,
+    Sync,
+}
+
+/// An operation under way.
+pub(super) struct Task {
+    op: Op,
+    stage: Stage,
+    /// Bytes moved.
+    done: u64,
+    /// What the call under way works on; the list itself must stay in place until the kernel has read it.
+    iovecs: IoVecs,
+    block: Option<Block>,
+}
+
+// SAFETY: `iovecs` points into the memory of `op`, into `block` or into `ZEROES`, which go along or stay for ever, and
+// all of which may be used from any thread.
+unsafe impl Send for Task {}
+
+impl Task {
+    pub(super) fn new(op: Op, target: &Target) -> Self {
+        let stage = match &op {
+            Op::Read(_) | Op::Write { .. } => Stage::Transfer,
+            Op::Flush => Stage::Sync,
+            Op::Discard(_) if target.is_block_device => Stage::DiscardBlocks,
+            Op::Discard(_) | Op::WriteZeroes { may_unmap: true, .. } => Stage::Punch,
+            Op::WriteZeroes { may_unmap: false, .. } => Stage::ZeroRange,
+        };
+        Self { op, stage, done: 0, iovecs: IoVecs::new(), block: None }
+    }
+
+    /// Whether it must be lent a block before its first call.
+    pub(super) fn needs_block(&self, target: &Target) -> bool {
+        let (Some(alignment), Op::Read(transfer) | Op::Write { transfer, .. }) = (target.direct_alignment, &self.op)
+        else {
+            return false;
+        };
+        !transfer.memory.direct_io_capable() || !is_aligned(&remaining(transfer, 0), alignment)
+    }
+
+    pub(super) fn lend(&mut self, block: Block) {
+        self.block = Some(block);
+    }
+
+    pub(super) fn take_block(&mut self) -> Option<Block> {
+        self.block.take()
+    }
+
+    /// The memory of a transfer.
+    pub(super) fn into_memory(self) -> Buffers {
+        match self.op {
+            Op::Read(transfer) | Op::Write { transfer, .. } => transfer.memory,
+            Op::Flush | Op::Discard(_) | Op::WriteZeroes { .. } => Buffers::new(),
+        }
+    }
+
+    /// The call to make now.
+    pub(super) fn call(&mut self) -> Call<'_> {
+        let Self { op, stage, done, iovecs, block } = self;
+        match (&*op, *stage) {
+            (Op::Read(transfer), _) => {
+                *iovecs = match block {
+                    Some(block) => [block.iovec(left(transfer.span, *done))].into_iter().collect(),
+                    None => remaining(transfer, *done),
+                };
+                Call::Read { iovecs, offset: transfer.span.offset + *done }
+            }
+            (Op::Write { transfer, stable }, _) => {
+                *iovecs = match block {
+                    Some(block) => {
+                        let at = transfer.at + to_usize(*done);
+                        [block.load(&transfer.memory, at, left(transfer.span, *done))].into_iter().collect()
+                    }
+                    None => remaining(transfer, *done),
+                };
+                Call::Write { iovecs, offset: transfer.span.offset + *done, stable: *stable }
+            }
+            (Op::WriteZeroes { span, stable, .. }, Stage::FillZeroes) => {
+                *iovecs = zeroes((span.len - *done).min(ZEROES_A_CALL));
+                Call::Write { iovecs, offset: span.offset + *done, stable: *stable }
+            }
+            (Op::WriteZeroes { span, .. }, Stage::ZeroRange) => {
+                Call::Allocate { mode: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, span: *span }
+            }
+            (Op::Discard(span), Stage::DiscardBlocks) => Call::DiscardBlocks { span: *span },
+            (Op::Flush, _) | (_, Stage::Sync) => Call::Sync,
+            (Op::Discard(span) | Op::WriteZeroes { span, .. }, _) => {
+                Call::Allocate { mode: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, span: *span }
+            }
+        }
+    }
+
+    /// Takes what the call returned. `None`: there is another call to make.
+    pub(super) fn advance(&mut self, returned: io::Result<usize>) -> Option<io::Result<()>> {
+        match (returned, self.stage) {
+            (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => None,
+            (Err(error), Stage::Punch | Stage::ZeroRange | Stage::DiscardBlocks) if is_unsupported(&error) => {
+                self.do_without()
+            }
+            (Err(error), _) => Some(Err(error)),
+            (Ok(moved), Stage::Transfer | Stage::FillZeroes) => self.moved(moved),
+            (Ok(_), Stage::Punch | Stage::ZeroRange | Stage::DiscardBlocks) => self.settle(),
+            (Ok(_), Stage::Sync) => Some(Ok(())),
+        }
+    }
+
+    fn moved(&mut self, moved: usize) -> Option<io::Result<()>> {
+        // Reading ends short where the file was truncated; writing, where it may not grow.
+        if moved == 0 {
+            return Some(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        if let (Op::Read(transfer), Some(block)) = (&self.op, &mut self.block) {
+            block.store(&transfer.memory, transfer.at + to_usize(self.done), moved);
+        }
+        self.done += moved as u64;
+        let whole = match &self.op {
+            Op::Read(transfer) | Op::Write { transfer, .. } => transfer.span.len,
+            Op::WriteZeroes { span, .. } | Op::Discard(span) => span.len,
+            Op::Flush => 0,
+        };
+        if self.done < whole { None } else { self.settle() }
+    }
+
+    /// The storage lacks the call: a discard is a hint, zeroes are a promise.
+    fn do_without(&mut self) -> Option<io::Result<()>> {
+        if let Op::Discard(_) = self.op {
+            return Some(Ok(()));
+        }
+        self.stage = Stage::FillZeroes;
+        None
+    }
+
+    /// All is in place; `fallocate` has no way to ask for durability at once, as writes have.
+    fn settle(&mut self) -> Option<io::Result<()>> {
+        match (&self.op, self.stage) {
+            (Op::WriteZeroes { stable: true, .. }, Stage::Punch | Stage::ZeroRange) => {
+                self.stage = Stage::Sync;
+                None
+            }
+            _ => Some(Ok(())),
+        }
+    }
+}
+
+/// Whether the file, or this part of a block device, cannot do the call at all.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY))
+}
+
+fn is_aligned(iovecs: &[libc::iovec], alignment: usize) -> bool {
+    let bits = iovecs.iter().fold(0, |bits, iovec| bits | iovec.iov_base.addr() | iovec.iov_len);
+    bits & (alignment - 1) == 0
+}
+
+/// What is left of a transfer, as far as one call takes it.
+fn remaining(transfer: &Transfer, done: u64) -> IoVecs {
+    let mut iovecs = transfer.memory.clip(transfer.at + to_usize(done), left(transfer.span, done));
+    iovecs.truncate(IOV_MAX);
+    iovecs
+}
+
+fn left(span: Span, done: u64) -> usize {
+    to_usize(span.len - done)
+}
+
+/// Lengths of what is in memory fit.
+fn to_usize(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+fn zeroes(len: u64) -> IoVecs {
+    let mut left = to_usize(len);
+    std::iter::from_fn(|| {
+        let iov_len = left.min(ZERO_BLOCK_SIZE);
+        left -= iov_len;
+        // Only ever written from.
+        (iov_len > 0).then_some(libc::iovec { iov_base: (&raw const ZEROES.0).cast_mut().cast(), iov_len })
+    })
+    .collect()
+}

@@ -1,0 +1,256 @@
+//! io_uring: one system call starts all that a pass submitted, and what the page cache answers is collected after it
+//! without another.
+//!
+//! The ring's own descriptor wakes the lane. An eventfd would not do better: registered for all completions it wakes the
+//! lane for those it has collected already, and registered with IORING_REGISTER_EVENTFD_ASYNC it stays silent for
+//! those that do not come from the kernel's worker threads, direct I/O for one. A poll on the ring looks whether there
+//! is something to collect at the moment the lane would sleep.
+#![expect(unsafe_code, reason = "the kernel works on memory after the call that named it")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use super::bounce::{BLOCKS, Pool};
+use super::task::{Call, Task};
+use super::{Done, Engine, Op, Target, calls};
+
+/// The file, as the ring knows it: registered once, it needs no reference count for each operation.
+const FILE: types::Fixed = types::Fixed(0);
+
+/// An engine whose operations run in the kernel while the lane does other things.
+pub struct Uring {
+    ring: IoUring,
+    target: Target,
+    /// By tag. Never moves while the engine lives: the kernel reads the iovecs that are in here.
+    tasks: Box<[Option<Task>]>,
+    /// Tags that wait for a block of bounce memory.
+    waiting: VecDeque<u16>,
+    done: VecDeque<(u16, io::Result<()>)>,
+    pool: Pool,
+    /// Calls pushed to the ring whose completion has not been seen.
+    outstanding: usize,
+    in_flight: usize,
+}
+
+impl Uring {
+    /// An engine for `target`, for tags below `depth`, to be used on the calling thread only.
+    ///
+    /// # Errors
+    /// The host does not allow io_uring, or its kernel is older than 5.6.
+    pub fn new(target: Target, depth: u16) -> io::Result<Self> {
+        let ring = new_ring(u32::from(depth))?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+        if !needed.iter().all(|&code| probe.is_supported(code)) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "The kernel's io_uring lacks operations on files"));
+        }
+        ring.submitter().register_files(&[target.file.as_raw_fd()])?;
+        let depth = usize::from(depth);
+        Ok(Self {
+            ring,
+            target,
+            tasks: (0..depth).map(|_| None).collect(),
+            waiting: VecDeque::with_capacity(depth),
+            done: VecDeque::with_capacity(depth),
+            pool: Pool::new(BLOCKS),
+            outstanding: 0,
+            in_flight: 0,
+        })
+    }
+
+    /// Starts transfers that wait for a block, as many as there are blocks for.
+    fn start_waiting(&mut self) {
+        while let Some(&tag) = self.waiting.front() {
+            match self.pool.take() {
+                Some(block) => {
+                    self.waiting.pop_front();
+                    if let Some(task) = task_mut(&mut self.tasks, tag) {
+                        task.lend(block);
+                    }
+                    self.advance(tag);
+                }
+                // Whoever ends a transfer passes its block on. If nobody holds one, the host has no memory.
+                None if self.pool.is_lent() => return,
+                None => {
+                    self.waiting.pop_front();
+                    self.finish(tag, Err(io::ErrorKind::OutOfMemory.into()));
+                }
+            }
+        }
+    }
+
+    /// Makes the task's next call. One that io_uring has no operation for is made at once.
+    fn advance(&mut self, tag: u16) {
+        while let Some(task) = task_mut(&mut self.tasks, tag) {
+            let call = task.call();
+            let returned = match entry(&call) {
+                Some(entry) => match push(&mut self.ring, &entry.user_data(u64::from(tag))) {
+                    Ok(()) => {
+                        self.outstanding += 1;
+                        return;
+                    }
+                    Err(full) => Err(full),
+                },
+                None => calls::perform(&self.target.file, &call),
+            };
+            if let Some(result) = task.advance(returned) {
+                return self.finish(tag, result);
+            }
+        }
+    }
+
+    fn finish(&mut self, tag: u16, result: io::Result<()>) {
+        if let Some(block) = task_mut(&mut self.tasks, tag).and_then(Task::take_block) {
+            self.pool.give(block);
+        }
+        self.done.push_back((tag, result));
+    }
+
+    /// Hands the kernel what was pushed, waiting for `want` completions.
+    fn enter(&mut self, want: usize) -> io::Result<()> {
+        let submission = self.ring.submission();
+        if want == 0 && submission.is_empty() && !submission.taskrun() {
+            return Ok(());
+        }
+        drop(submission);
+        loop {
+            match self.ring.submit_and_wait(want) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+
+    /// Takes the completions that are there; false if there was none.
+    fn collect(&mut self) -> bool {
+        let mut collected = false;
+        while let Some((tag, returned)) = next_completion(&mut self.ring) {
+            collected = true;
+            self.outstanding -= 1;
+            match task_mut(&mut self.tasks, tag).and_then(|task| task.advance(returned)) {
+                Some(result) => self.finish(tag, result),
+                None => self.advance(tag),
+            }
+        }
+        collected
+    }
+}
+
+impl Engine for Uring {
+    fn submit(&mut self, tag: u16, op: Op) -> io::Result<()> {
+        let slot = self.tasks.get_mut(usize::from(tag)).ok_or(io::ErrorKind::InvalidInput)?;
+        if slot.is_some() {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let task = slot.insert(Task::new(op, &self.target));
+        self.in_flight += 1;
+        if task.needs_block(&self.target) {
+            self.waiting.push_back(tag);
+        } else {
+            self.advance(tag);
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        loop {
+            self.start_waiting();
+            self.enter(0)?;
+            // What was collected may have to go on, or have left its block to another.
+            if !self.collect() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn reap(&mut self) -> Option<Done> {
+        let (tag, result) = self.done.pop_front()?;
+        let task = self.tasks.get_mut(usize::from(tag))?.take()?;
+        self.in_flight -= 1;
+        Some(Done { tag, memory: task.into_memory(), result })
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        self.kick()?;
+        if self.done.is_empty() && self.outstanding > 0 {
+            self.enter(1)?;
+            self.kick()?;
+        }
+        Ok(())
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the ring owns the descriptor and lives as long as the borrow of `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        while self.outstanding > 0 {
+            if let Err(error) = self.enter(1) {
+                tracing::error!(name: "disk.leak", %error, "io_uring does not give memory back; it stays mapped");
+                mem::forget(mem::take(&mut self.tasks));
+                return;
+            }
+            while next_completion(&mut self.ring).is_some() {
+                self.outstanding -= 1;
+            }
+        }
+    }
+}
+
+/// On Linux 6.1 and later completions are run when the lane asks for them, not by interrupting it.
+fn new_ring(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    builder.build(entries).or_else(|_older_kernel| IoUring::builder().dontfork().build(entries))
+}
+
+fn task_mut(tasks: &mut [Option<Task>], tag: u16) -> Option<&mut Task> {
+    tasks.get_mut(usize::from(tag))?.as_mut()
+}
+
+/// The operation that makes `call`, if io_uring has one.
+fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
+    Some(match *call {
+        Call::Read { iovecs, offset } => {
+            opcode::Readv::new(FILE, iovecs.as_ptr(), count(iovecs)).offset(offset).build()
+        }
+        Call::Write { iovecs, offset, stable } => opcode::Writev::new(FILE, iovecs.as_ptr(), count(iovecs))
+            .offset(offset)
+            .rw_flags(calls::write_flags(stable))
+            .build(),
+        Call::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        Call::Allocate { mode, span } => opcode::Fallocate::new(FILE, span.len).offset(span.offset).mode(mode).build(),
+        Call::DiscardBlocks { .. } => return None,
+    })
+}
+
+fn count(iovecs: &[libc::iovec]) -> u32 {
+    u32::try_from(iovecs.len()).unwrap_or(u32::MAX)
+}
+
+/// There is room: the ring has an entry for each tag, and a task makes one call at a time.
+fn push(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
+    let mut submission = ring.submission();
+    // SAFETY: the entry names the registered file, and memory that its task owns until the call's completion has been
+    // taken; an engine that is dropped waits for that, or leaks the task.
+    unsafe { submission.push(entry) }.map_err(|_full| io::ErrorKind::WouldBlock.into())
+}
+
+fn next_completion(ring: &mut IoUring) -> Option<(u16, io::Result<usize>)> {
+    let completion = ring.completion().next()?;
+    let tag = u16::try_from(completion.user_data()).unwrap_or(u16::MAX);
+    let returned = completion.result();
+    Some((tag, usize::try_from(returned).map_err(|_negative| io::Error::from_raw_os_error(-returned))))
+}

@@ -1,0 +1,271 @@
+//! The file or block device behind a disk.
+//!
+//! The broker opens it by the path the operator gave, and a worker receives the descriptor: what must be known of an
+//! image is therefore asked of the descriptor, on either side. Its contents are never looked at.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, FileType, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use crate::engine;
+use crate::request::SECTOR_SIZE;
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// For reading only.
+    pub read_only: bool,
+    /// With O_DIRECT.
+    pub direct: bool,
+}
+
+/// An image that can be served.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    name: String,
+    is_block_device: bool,
+    size: u64,
+    block_size: u32,
+    physical_block_size: u32,
+    direct_alignment: Option<usize>,
+    read_only: bool,
+}
+
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It cannot be opened.
+    #[error("Cannot open the image {image}")]
+    Open {
+        /// Path of the image.
+        image: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// It is something else than a disk.
+    #[error("The image {image} is {what}; a disk is a regular file or a block device")]
+    Kind {
+        /// Path of the image.
+        image: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// It holds nothing.
+    #[error("The image {image} is empty; make room with `truncate --size=10G`, or check the path")]
+    Empty {
+        /// Path of the image.
+        image: String,
+    },
+    /// Its last sector is incomplete.
+    #[error(
+        "The image {image} has {size} bytes, not a multiple of {block_size}; extend it with `truncate --size=%{block_size}`"
+    )]
+    Size {
+        /// Path of the image.
+        image: String,
+        /// Its size in bytes.
+        size: u64,
+        /// What the size has to be a multiple of.
+        block_size: u32,
+    },
+    /// Another process has it.
+    #[error(
+        "The image {image} is in use: by another guest, a program on this host, or a mount; two writers would destroy it"
+    )]
+    InUse {
+        /// Path of the image.
+        image: String,
+    },
+    /// Its file system has no O_DIRECT.
+    #[error(
+        "The file system of the image {image} has no direct I/O, which cache = \"none\" needs; use cache = \"writeback\""
+    )]
+    NoDirect {
+        /// Path of the image.
+        image: String,
+    },
+    /// It does not say what it is.
+    #[error("Cannot find out what the image {image} is")]
+    Query {
+        /// Path of the image.
+        image: String,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Image {
+    /// Opens and locks the image at `path`: one writer, or several readers, at a time. The lock lasts as long as any
+    /// copy of the descriptor.
+    ///
+    /// Symbolic links are followed, because logical volumes are reached through them; the operator names the path, a
+    /// guest cannot. What turns out not to be a disk is not opened: that alone would act on some devices.
+    ///
+    /// # Errors
+    /// It is no disk, or not to be had; the message says what to do.
+    pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+        let name = path.display().to_string();
+        let failed = |source| ImageError::Open { image: name.clone(), source };
+        let found = open_with(path, Access { read_only: true, direct: false }, OFlags::PATH).map_err(failed)?;
+        let is_block_device = check_kind(&found, &name)?;
+        // Refuses a device that is mounted, or claimed by another writer.
+        let exclusive = if is_block_device && !access.read_only { OFlags::EXCL } else { OFlags::empty() };
+        let same = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        let file = open_with(&same, access, exclusive).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::BUSY) => ImageError::InUse { image: name.clone() },
+            Some(Errno::INVAL) if access.direct => ImageError::NoDirect { image: name.clone() },
+            _ => failed(error),
+        })?;
+        match engine::lock(&file, !access.read_only) {
+            Ok(()) => Self::from_file(file, name),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ImageError::InUse { image: name }),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Takes an image that someone else has opened; `name` is for messages.
+    ///
+    /// # Errors
+    /// It is no disk.
+    pub fn from_file(file: File, name: impl Into<String>) -> Result<Self, ImageError> {
+        let name = name.into();
+        let is_block_device = check_kind(&file, &name)?;
+        let facts = Facts::of(&file, is_block_device)
+            .map_err(|source| ImageError::Query { image: name.clone(), source: source.into() })?;
+        let Facts { size, block_size, physical_block_size, direct_alignment, read_only } = facts;
+        if size == 0 {
+            return Err(ImageError::Empty { image: name });
+        }
+        if !size.is_multiple_of(u64::from(block_size)) {
+            return Err(ImageError::Size { image: name, size, block_size });
+        }
+        Ok(Self { file, name, is_block_device, size, block_size, physical_block_size, direct_alignment, read_only })
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes; a multiple of the block size.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Logical block size in bytes: a block device's own, and 512 for a file, which what is on it was made for.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// The block size in bytes in which the storage works best.
+    pub fn physical_block_size(&self) -> u32 {
+        self.physical_block_size
+    }
+
+    /// Alignment in bytes of direct I/O, if it was opened for that.
+    pub fn direct_alignment(&self) -> Option<usize> {
+        self.direct_alignment
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether it is a block device, not a regular file.
+    pub fn is_block_device(&self) -> bool {
+        self.is_block_device
+    }
+
+    /// The open file.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+fn open_with(path: &Path, access: Access, more: OFlags) -> io::Result<File> {
+    let direct = if access.direct { OFlags::DIRECT } else { OFlags::empty() };
+    let flags = (more | direct | OFlags::NOCTTY | OFlags::NONBLOCK).bits();
+    OpenOptions::new().read(true).write(!access.read_only).custom_flags(flags.cast_signed()).open(path)
+}
+
+/// Whether it is a block device; refuses what is no disk at all.
+fn check_kind(file: &File, name: &str) -> Result<bool, ImageError> {
+    let query = |source: Errno| ImageError::Query { image: name.to_owned(), source: source.into() };
+    let refused = |what| Err(ImageError::Kind { image: name.to_owned(), what });
+    let stat = fs::fstat(file).map_err(query)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => Ok(true),
+        FileType::RegularFile => match fs::fstatfs(file).map_err(query)?.f_type {
+            // Not storage, though it says it is a file; /proc/kcore even has a size.
+            fs::PROC_SUPER_MAGIC => refused("a file of /proc"),
+            SYSFS_MAGIC => refused("a file of /sys"),
+            _ => Ok(false),
+        },
+        FileType::Directory => refused("a directory"),
+        FileType::Fifo => refused("a FIFO"),
+        FileType::Socket => refused("a socket"),
+        FileType::CharacterDevice => refused("a character device"),
+        _ => refused("of an unknown kind"),
+    }
+}
+
+/// <linux/magic.h>
+const SYSFS_MAGIC: fs::FsWord = 0x6265_6572;
+
+/// What a descriptor tells of its image.
+struct Facts {
+    size: u64,
+    block_size: u32,
+    physical_block_size: u32,
+    direct_alignment: Option<usize>,
+    read_only: bool,
+}
+
+impl Facts {
+    fn of(file: &File, is_block_device: bool) -> Result<Self, Errno> {
+        let flags = fs::fcntl_getfl(file)?;
+        let (size, block_size, physical) = if is_block_device {
+            // Its end is the only size that a block device tells without an ioctl.
+            let size = fs::seek(file, fs::SeekFrom::End(0))?;
+            (size, fs::ioctl_blksszget(file)?, fs::ioctl_blkpbszget(file)?)
+        } else {
+            let stat = fs::fstat(file)?;
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            (size, FILE_BLOCK_SIZE, u32::try_from(stat.st_blksize).unwrap_or(FILE_BLOCK_SIZE))
+        };
+        let direct_alignment =
+            if flags.contains(OFlags::DIRECT) { Some(direct_alignment(file, block_size)) } else { None };
+        Ok(Self {
+            size,
+            block_size,
+            physical_block_size: favourite(physical, block_size),
+            direct_alignment,
+            read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
+        })
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "512 fits")]
+const FILE_BLOCK_SIZE: u32 = SECTOR_SIZE as u32;
+
+/// Some file systems name megabytes, which is no block size; 4 KiB is what guests' own file systems use.
+fn favourite(physical: u32, block_size: u32) -> u32 {
+    if physical.is_power_of_two() { physical.clamp(block_size, block_size.max(4096)) } else { block_size }
+}
+
+/// Linux before 6.1 does not tell; a misaligned transfer then fails by itself.
+fn direct_alignment(file: &File, block_size: u32) -> usize {
+    let told = fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let told = told.filter(|statx| StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN));
+    let told = told.map(|statx| statx.stx_dio_mem_align.max(statx.stx_dio_offset_align));
+    told.filter(|alignment| alignment.is_power_of_two()).unwrap_or(block_size).max(FILE_BLOCK_SIZE) as usize
+}
