@@ -15,6 +15,7 @@
 mod access;
 mod buffered;
 mod counters;
+mod interrupt;
 mod page;
 mod pump;
 mod request;

@@ -191,10 +191,11 @@ impl Worker {
 
     /// Serves every request there is, once. Says whether there was one.
     fn pass(&self) -> bool {
-        // A vCPU's posted writes come before the access it waits for.
         let mut found = self.drain_buffered();
         for request in self.slots.iter().filter_map(Slot::take) {
             found = true;
+            // What this vCPU posted before it made the request, perhaps just now, comes first.
+            self.drain_buffered();
             self.serve(request);
         }
         found

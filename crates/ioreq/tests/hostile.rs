@@ -213,18 +213,44 @@ fn a09_bits_above_the_width_get_neither_in_nor_out() {
 }
 
 #[test]
-fn a10_a_slot_that_changes_after_it_was_taken_changes_nothing() {
+fn a10_a_slot_that_changes_all_the_time_is_read_once() {
+    let machine = Machine::new(1);
+    let slot = machine.xen.slot(machine.server.id(), 0);
+    let sane = Ioreq { addr: BASE, data: u64::MAX, ..Ioreq::default() };
+    let insane = Ioreq { addr: u64::MAX, size: 1 << 31, count: u32::MAX, kind: 77, ..sane };
+    let calm = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let scribbler = scope.spawn(|| {
+            while !calm.load(Ordering::Relaxed) {
+                slot.scribble(insane);
+                slot.scribble(sane);
+            }
+        });
+        for _ in 0..300 {
+            slot.put(sane, STATE_READY);
+            slot.signal();
+            slot.take_answer();
+        }
+        calm.store(true, Ordering::Relaxed);
+        scribbler.join().unwrap();
+    });
+    let counts = machine.pump.counts();
+    assert_eq!((counts.requests, counts.reads + counts.bad_requests, counts.panics), (300, 300, 0));
+}
+
+#[test]
+fn a10_a_slot_that_changes_while_held_changes_nothing() {
     let machine = Machine::new(2);
     let writer = machine.write_from(0, DEFERS, 1);
     let held = machine.device.take_deferred(1);
-    // While it is held, the page says that it is a read of nonsense, ready to be taken.
     let slot = machine.xen.slot(machine.server.id(), 0);
-    slot.set_data(0xbad);
+    slot.scribble(Ioreq { addr: BASE, data: 0xbad, kind: 8, ..Ioreq::default() });
     slot.signal();
     machine.vcpu(1).write32(BASE, 1);
     drop(held);
     writer.join().unwrap();
-    assert_eq!(machine.pump.counts().requests, 2);
+    let counts = machine.pump.counts();
+    assert_eq!((counts.requests, counts.invalidations), (2, 0));
 }
 
 #[test]

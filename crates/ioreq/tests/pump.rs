@@ -10,7 +10,7 @@ use common::{BASE, DEFERS, Machine, Ram, eventually, window};
 use io_bus::{Bus, Space};
 use ioreq::{Buffering, IoreqServer, Pump, PumpError};
 use rustix::io::Errno;
-use testkit::xen::{Calls, DmOp, FakeXen, Fault, Flags, Ioreq, PostedWrite, STATE_INPROCESS};
+use testkit::xen::{Calls, DmOp, FakeXen, Fault, Flags, Ioreq, STATE_INPROCESS};
 
 #[test]
 fn a_write_answered_later_holds_up_its_own_vcpu_only() {
@@ -57,14 +57,11 @@ fn a_string_of_deferred_writes_is_answered_with_the_last() {
 #[test]
 fn an_access_of_a_lone_vcpu_costs_three_system_calls() {
     let machine = Machine::new(1);
-    machine.vcpu(0).read32(BASE);
-    // The wake-up made by binding is over.
-    let before = machine.channels.calls();
-    (0..100).for_each(|value| machine.vcpu(0).write32(BASE, value));
-    let after = machine.channels.calls();
-    assert!(after.waits - before.waits <= 100, "{before:?} {after:?}");
-    assert!(after.unmasks - before.unmasks <= 100, "{before:?} {after:?}");
-    assert_eq!(after.notifies - before.notifies, 100);
+    (0..1000).for_each(|value| machine.vcpu(0).write32(BASE, value));
+    let calls = machine.channels.calls();
+    // One more for the event that binding makes.
+    assert!(calls.waits <= 1001 && calls.unmasks <= 1001, "{calls:?}");
+    assert_eq!(calls.notifies, 1000);
 }
 
 #[test]
@@ -190,37 +187,4 @@ fn a_pump_whose_server_cannot_be_enabled_says_so() {
     let pump = Pump::spawn(server, xen.channels(), Bus::new(), Arc::<Ram>::default());
     assert!(matches!(pump.err(), Some(PumpError::Enable(source)) if source.errno() == Errno::PERM));
     assert_eq!(xen.servers(), []);
-}
-
-#[test]
-fn posted_writes_arrive_in_order_before_the_access_that_follows() {
-    let machine = Machine::on(FakeXen::new(1), Buffering::On);
-    let (vcpu, id) = (machine.vcpu(0), machine.server.id());
-    // The ring's addresses have 20 bits, so the device is claimed there as well.
-    let low = io_bus::Window::new(Space::Mmio, 0xa_0000, 0x200).unwrap();
-    let _claim = machine.bus.claim(low, Arc::clone(&machine.device) as _).unwrap();
-    for round in 0..400_u64 {
-        for (size, data) in [(4, round), (8, round << 32 | 0x1234_5678)] {
-            let write = PostedWrite { kind: 1, addr: 0xa_0000, size, data };
-            eventually("there is room", || vcpu.post(id, write));
-        }
-        assert_eq!(vcpu.read(Space::Mmio, BASE, 8), Ok(round << 32 | 0x1234_5678));
-    }
-    assert_eq!(machine.pump.counts().posted_writes, 800);
-}
-
-#[test]
-fn a_ring_with_impossible_indices_is_emptied() {
-    let machine = Machine::on(FakeXen::new(1), Buffering::On);
-    let id = machine.server.id();
-    for (read, written) in [(5, 600), (7, 6), (u32::MAX, 511), (0, u32::MAX)] {
-        let before = machine.pump.counts().bad_requests;
-        machine.xen.set_ring_indices(id, read, written);
-        eventually("it is empty", || {
-            let (read, written) = machine.xen.ring_indices(id);
-            read == written
-        });
-        assert_eq!(machine.pump.counts().bad_requests, before + 1, "{read} {written}");
-    }
-    machine.vcpu(0).write32(BASE, 1);
 }

@@ -157,9 +157,9 @@ impl FakeXen {
         self.ring(server).pointers()
     }
 
-    /// Puts any indices into a server's buffered ring, and signals.
-    pub fn set_ring_indices(&self, server: ServerId, read: u32, written: u32) {
-        self.ring(server).set_pointers(read, written);
+    /// Puts anything into a server's buffered ring (entries from the first on, both indices), and signals.
+    pub fn set_ring(&self, server: ServerId, entries: &[u64], read: u32, written: u32) {
+        self.ring(server).set(entries, read, written);
         let mut state = self.lock();
         let port = state.servers.get(&server).and_then(|server| server.buffered.as_ref()).expect("a ring").port;
         state.signal(port);
@@ -254,9 +254,9 @@ impl RawSlot<'_> {
         data
     }
 
-    /// Changes one field of the page behind everybody's back.
-    pub fn set_data(&self, data: u64) {
-        self.page().set_data(self.vcpu, data);
+    /// Changes all but flags, state and port behind everybody's back.
+    pub fn scribble(&self, request: Ioreq) {
+        self.page().scribble(self.vcpu, &request);
     }
 
     fn page(&self) -> Arc<SlotPage> {

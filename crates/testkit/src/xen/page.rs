@@ -105,13 +105,18 @@ impl SlotPage {
     }
 
     pub(super) fn write(&self, vcpu: usize, request: &Ioreq, port: u32, state: u8) {
+        self.scribble(vcpu, request);
+        self.u32(vcpu, 24).store(port, Ordering::Relaxed);
+        self.u8(vcpu, 30).store(request.flags.bits() | state, Ordering::Release);
+    }
+
+    /// All but the byte that holds the state.
+    pub(super) fn scribble(&self, vcpu: usize, request: &Ioreq) {
         self.u64(vcpu, 0).store(request.addr, Ordering::Relaxed);
         self.u64(vcpu, 8).store(request.data, Ordering::Relaxed);
         self.u32(vcpu, 16).store(request.count, Ordering::Relaxed);
         self.u32(vcpu, 20).store(request.size, Ordering::Relaxed);
-        self.u32(vcpu, 24).store(port, Ordering::Relaxed);
         self.u8(vcpu, 31).store(request.kind, Ordering::Relaxed);
-        self.u8(vcpu, 30).store(request.flags.bits() | state, Ordering::Release);
     }
 
     pub(super) fn state(&self, vcpu: usize) -> u8 {
@@ -124,10 +129,6 @@ impl SlotPage {
 
     pub(super) fn data(&self, vcpu: usize) -> u64 {
         self.u64(vcpu, 8).load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_data(&self, vcpu: usize, data: u64) {
-        self.u64(vcpu, 8).store(data, Ordering::Relaxed);
     }
 
     pub(super) fn port(&self, vcpu: usize) -> u32 {
@@ -178,8 +179,11 @@ impl BufferedPage {
         (self.pointer(0).load(Ordering::Acquire), self.pointer(4).load(Ordering::Acquire))
     }
 
-    /// Sets both, to whatever a test likes.
-    pub(super) fn set_pointers(&self, read: u32, written: u32) {
+    /// Sets entries from the first on, and both pointers, to whatever a test likes.
+    pub(super) fn set(&self, entries: &[u64], read: u32, written: u32) {
+        for (pointer, entry) in (0..BUFFERED_ENTRIES).zip(entries) {
+            self.entry(pointer).store(*entry, Ordering::Relaxed);
+        }
         self.pointer(0).store(read, Ordering::Relaxed);
         self.pointer(4).store(written, Ordering::Release);
     }
