@@ -21,6 +21,9 @@ use crate::{
     table::{Evicted, Table},
 };
 
+/// Zero is left for "nothing".
+const FIRST_GENERATION: u64 = 1;
+
 /// The map cache of one guest. A guest that reboots is a new domain: make a new cache.
 pub struct MapCache {
     source: Box<dyn PageSource>,
@@ -50,7 +53,7 @@ impl MapCache {
             source: Box::new(source),
             kept: budget.kept_chunks(),
             account: Account::new(budget),
-            signals: Signals { generation: AtomicU64::new(1), pressure: AtomicU64::new(0) },
+            signals: Signals { generation: AtomicU64::new(FIRST_GENERATION), pressure: AtomicU64::new(0) },
             clock: AtomicU64::new(0),
             table: Mutex::default(),
             counters: Counters::default(),
@@ -64,7 +67,6 @@ impl MapCache {
     /// pages that the guest gave up stay allocated.
     pub fn invalidate(&self) {
         self.signals.generation.fetch_add(1, Release);
-        self.counters.add(Counter::Invalidations, 1);
     }
 
     /// Unmaps what is stale and in nobody's hands. Not for the pump: it unmaps on the caller's time.
@@ -77,7 +79,12 @@ impl MapCache {
     pub fn stats(&self) -> Stats {
         let unpinned = self.table().unpinned_bytes();
         let bytes_mapped = self.account.bytes();
-        Stats { bytes_mapped, bytes_pinned: bytes_mapped.saturating_sub(unpinned), ..self.counters.snapshot() }
+        Stats {
+            invalidations: self.generation() - FIRST_GENERATION,
+            bytes_mapped,
+            bytes_pinned: bytes_mapped.saturating_sub(unpinned),
+            ..self.counters.snapshot()
+        }
     }
 
     /// The generation of the guest's memory now. Read it before mapping: what raced an invalidation is born stale.

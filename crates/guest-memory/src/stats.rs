@@ -41,7 +41,6 @@ pub(crate) enum Counter {
     PagesMapped,
     Holes,
     Evictions,
-    Invalidations,
     Busy,
 }
 
@@ -58,7 +57,7 @@ impl Counters {
         self.cell(counter).fetch_add(count, Relaxed);
     }
 
-    /// Everything counted; the bytes are the caller's to fill in.
+    /// Everything counted; the rest is the caller's to fill in.
     pub(crate) fn snapshot(&self) -> Stats {
         let count = |counter| self.cell(counter).load(Relaxed);
         Stats {
@@ -69,7 +68,6 @@ impl Counters {
             pages_mapped: count(Counter::PagesMapped),
             holes: count(Counter::Holes),
             evictions: count(Counter::Evictions),
-            invalidations: count(Counter::Invalidations),
             busy: count(Counter::Busy),
             ..Stats::default()
         }

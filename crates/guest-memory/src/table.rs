@@ -33,20 +33,20 @@ impl Table {
         self.chunks.len()
     }
 
-    /// The chunk, if it is of this generation and has the byte at `offset`.
+    /// The chunk, if it is not older than this generation and has the byte at `offset`.
     ///
     /// One that has a hole there is not an answer: the guest may have put a page into it since, and unlike taking one
     /// away that is not announced.
     pub(crate) fn find(&self, number: u64, offset: u64, generation: u64) -> Option<Arc<Chunk>> {
         let chunk = self.chunks.get(&number)?;
-        (chunk.generation() == generation && chunk.covers(offset)).then(|| chunk.clone())
+        (chunk.generation() >= generation && chunk.covers(offset)).then(|| chunk.clone())
     }
 
     /// Adds `chunk`, unless another lane mapped the same in the meantime. Returns the one to use from now on, and the
     /// one that is not needed.
     pub(crate) fn insert(&mut self, chunk: Arc<Chunk>, offset: u64) -> (Arc<Chunk>, Option<Arc<Chunk>>) {
         match self.chunks.get(&chunk.number()) {
-            Some(other) if other.generation() == chunk.generation() && other.covers(offset) => {
+            Some(other) if other.generation() >= chunk.generation() && other.covers(offset) => {
                 (other.clone(), Some(chunk))
             }
             Some(newer) if newer.generation() > chunk.generation() => (chunk, None),
@@ -57,9 +57,9 @@ impl Table {
         }
     }
 
-    /// Takes out what is not of this generation.
+    /// Takes out what is older than this generation.
     pub(crate) fn take_stale(&mut self, generation: u64) -> Vec<Arc<Chunk>> {
-        self.chunks.extract_if(|_, chunk| chunk.generation() != generation).map(|(_, chunk)| chunk).collect()
+        self.chunks.extract_if(|_, chunk| chunk.generation() < generation).map(|(_, chunk)| chunk).collect()
     }
 
     /// Takes out what is stale and, beyond that, the least recently used chunks that nobody holds: a batch, and
