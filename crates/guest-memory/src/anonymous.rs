@@ -7,7 +7,7 @@ use vm_memory::VolatileSlice;
 
 use crate::Mapping;
 
-/// Zeroed, page-aligned memory of this process, reserved at once and allocated as it is touched.
+/// Zeroed, page-aligned memory of this process.
 pub struct AnonymousMapping {
     base: *mut u8,
     len: usize,
@@ -22,7 +22,7 @@ impl AnonymousMapping {
     /// `len` bytes, at least one. Fails like mmap(2).
     pub fn new(len: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
         let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { base: base.cast(), len }) }

@@ -305,13 +305,16 @@ impl Drop for Counted {
     }
 }
 
+/// Miri, which can run this test and those of plain memory, takes its time.
+const TOUCHES: u64 = if cfg!(miri) { 400 } else { 20_000 };
+
 #[test]
 fn b10_a_guest_of_64_gib_touched_at_random_stays_within_the_budget() {
     let source = Endless::default();
     let cache = MapCache::new(source.clone(), Budget { kept: 64 * CHUNK_SIZE, at_most: 256 * CHUNK_SIZE });
     let mut view = View::new(cache.clone());
     let mut random = 1_u64;
-    for _ in 0..20_000 {
+    for _ in 0..TOUCHES {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         view.write_obj(random as u32, GuestAddress((random >> 28) & !3)).unwrap();
         view.quiesce();
@@ -319,7 +322,7 @@ fn b10_a_guest_of_64_gib_touched_at_random_stays_within_the_budget() {
     let [live, most] = &*source.0;
     assert!(most.load(Relaxed) <= 64 + 64 + 1, "kept, the view's own, and the one being mapped: {most:?}");
     assert_eq!(cache.stats().bytes_mapped, live.load(Relaxed) * CHUNK_SIZE);
-    assert!(cache.stats().evictions > 10_000);
+    assert!(cache.stats().evictions > TOUCHES / 2);
 }
 
 #[test]
