@@ -193,4 +193,17 @@ mod tests {
         assert_eq!(perform(&write, &bench.bus, &bench.ram).err(), Some(NoRam(0x4100)));
         assert_eq!(bench.device.0.lock().unwrap().len(), 2, "the two items that are in memory");
     }
+
+    #[test]
+    fn a_guest_without_string_instructions_needs_no_ram() {
+        struct Arm;
+        impl GuestRam for Arm {
+            fn invalidate(&self) {}
+        }
+        let bench = bench();
+        for direction in [Direction::Read, Direction::Write] {
+            let string = access(direction, Width::B4, 1, Operand::Memory(0x4000));
+            assert_eq!(perform(&string, &bench.bus, &Arm).err(), Some(NoRam(0x4000)));
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::thread;
 
 use common::{BASE, DEFERS, LEN, Machine, PANICS, eventually, window};
 use io_bus::Space;
-use ioreq::{Buffering, CloseError, IoreqServer, ServerError, ServerId};
+use ioreq::{Buffering, IoreqServer, ServerError, ServerId};
 use rustix::io::Errno;
 use testkit::xen::{DmOp, FakeXen, Fault, Flags, Ioreq, STATE_INPROCESS, STATE_NONE, STATE_READY, STATE_RESPONSE};
 
@@ -432,17 +432,4 @@ fn a_device_that_panics_costs_only_the_access() {
     machine.vcpu(0).write32(BASE, 3);
     assert_eq!(machine.vcpu(0).read32(BASE), 3);
     assert_eq!(machine.pump.counts().panics, 2);
-}
-
-#[test]
-fn a_server_under_a_waiting_vcpu_is_not_destroyed() {
-    let machine = Machine::new(1);
-    let writer = machine.write_from(0, DEFERS, 1);
-    let held = machine.device.take_deferred(1);
-    let refused = machine.server.close();
-    assert!(matches!(refused, Err(CloseError::InUse { vcpus, .. }) if vcpus == [0]));
-    drop(held);
-    writer.join().unwrap();
-    machine.server.close().unwrap();
-    assert_eq!(machine.xen.servers(), []);
 }

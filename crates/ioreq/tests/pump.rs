@@ -126,17 +126,6 @@ fn a_dropped_machine_leaves_nothing_in_xen() {
 }
 
 #[test]
-fn a_window_can_come_and_go_while_others_are_in_use() {
-    let machine = Machine::new(1);
-    let second = machine.server.map(window(BASE + 0x200)).unwrap();
-    assert_eq!(machine.vcpu(0).read32(BASE + 0x200), u32::MAX, "mapped, and no device there yet");
-    drop(second);
-    assert_eq!(machine.vcpu(0).read(Space::Mmio, BASE + 0x200, 4), Err(Fault::DataAbort));
-    machine.vcpu(0).write32(BASE, 1);
-    assert_eq!(machine.xen.windows(machine.server.id()), [window(BASE)]);
-}
-
-#[test]
 fn a_request_taken_by_a_process_that_died_is_answered_by_the_next() {
     let machine = Machine::new(2);
     let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
