@@ -31,7 +31,8 @@ struct Entry {
 const NOTHING: Entry = Entry { address: 0, len: 0, host: ptr::null_mut(), generation: 0 };
 
 pub(crate) struct LookAside {
-    /// Invariant: the memory of `entries[i]` belongs to a chunk in `held[i]` or `displaced`.
+    /// Invariant: the memory of `entries[i]` belongs to the chunk `held[i]`; what was handed out of it since the last
+    /// call with `&mut self` belongs to that one or to one of `displaced`.
     entries: [Cell<Entry>; PLACES],
     pins: RefCell<Pins>,
 }
@@ -81,7 +82,7 @@ impl LookAside {
         // SAFETY: offset is below the entry's length, which is that of the memory at `host`.
         let host = unsafe { entry.host.add(offset) };
         // SAFETY: `rest` bytes from here are mapped, readable and writable, and stay so while `self` is borrowed: by
-        // the invariant of `entries` their chunk is in `pins`, from which only `&mut self` lets go.
+        // the invariant of `entries` their chunk is in `pins`, which only calls with `&mut self` let go of.
         Some(unsafe { VolatileSlice::new(host, len.min(rest)) })
     }
 

@@ -5,11 +5,11 @@
 #![expect(unsafe_code, reason = "maps pages of a memfd one behind the other")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsRawFd, OwnedFd},
     ptr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use guest_memory::{MapError, Mapping, PAGE_SIZE, PageSource};
@@ -18,6 +18,7 @@ use vm_memory::{AtomicAccess, Bytes, VolatileSlice};
 /// Pages that the guest can be given over a test's life, beyond those it starts with.
 const SPARE_PAGES: u64 = 1 << 20;
 
+/// [`PAGE_SIZE`] as a length in our own memory.
 const PAGE_LEN: usize = 4096;
 
 /// A guest's memory, reached as from another domain. Clones are the same memory.
@@ -109,7 +110,7 @@ impl FakeForeignMemory {
     /// What was mapped, and is.
     pub fn counts(&self) -> Counts {
         let state = self.state();
-        let owned: std::collections::HashSet<_> = state.frames.values().collect();
+        let owned: HashSet<_> = state.frames.values().collect();
         let orphans = state.references.keys().filter(|page| !owned.contains(page)).count() as u64;
         Counts { orphans, ..state.counts }
     }
@@ -139,12 +140,12 @@ impl FakeForeignMemory {
 
     /// An aligned atomic load by the guest's CPU, with acquire order.
     pub fn load<T: AtomicAccess>(&self, address: u64) -> T {
-        self.slice(address, size_of::<T>()).load(0, std::sync::atomic::Ordering::Acquire).expect("aligned")
+        self.slice(address, size_of::<T>()).load(0, Ordering::Acquire).expect("aligned")
     }
 
     /// An aligned atomic store by the guest's CPU, with release order.
     pub fn store<T: AtomicAccess>(&self, address: u64, value: T) {
-        self.slice(address, size_of::<T>()).store(value, 0, std::sync::atomic::Ordering::Release).expect("aligned");
+        self.slice(address, size_of::<T>()).store(value, 0, Ordering::Release).expect("aligned");
     }
 
     /// `len` bytes as the guest's CPU sees them. Panics if they are not memory, or if ballooning has scattered them.
