@@ -64,7 +64,7 @@ impl Descriptor {
         Self { flags: self.flags | NEXT, next, ..self }
     }
 
-    fn bytes(self) -> [u8; DESCRIPTOR as usize] {
+    fn bytes(self) -> [u8; 16] {
         let value = u128::from(self.addr)
             | u128::from(self.len) << 64
             | u128::from(self.flags) << 96
