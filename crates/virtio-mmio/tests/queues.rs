@@ -206,6 +206,15 @@ fn spec_2_1_2_a_fault_shows_needs_reset_and_interrupts_once_though_every_lane_fa
 }
 
 #[test]
+fn spec_2_1_2_a_fault_before_driver_ok_shows_but_does_not_interrupt() {
+    let rig = negotiated();
+    rig.signals().needs_reset(&virtio_backend::Fault::Bug("as told".into()));
+    rig.registers.add_status(status::DRIVER_OK);
+    assert_eq!((rig.registers.status(), rig.line.raised()), (11 | status::DEVICE_NEEDS_RESET, 0));
+    assert_works_after_reset(&rig);
+}
+
+#[test]
 fn a_chain_that_loops_breaks_its_device_until_reset() {
     let (rig, queue) = Rig::running(Behaviour::Echo);
     queue.write_descriptor(0, Descriptor::readable(BUFFERS, 4).then(0));

@@ -107,6 +107,18 @@ fn c01_a_write_of_anything_to_any_register_in_any_state_is_answered() {
     });
 }
 
+#[test]
+fn c01_a_write_anywhere_in_config_space_in_any_state_is_answered() {
+    in_each_state(|rig, status, _| {
+        for offset in 0xf9..0x220 {
+            for width in [1, 2, 3, 4, 8].into_iter().filter(|width| offset % 4 != 0 || offset >= 0x100 || *width != 4) {
+                assert!(rig_write(rig, offset, &vec![0xff; width]), "{width} bytes at {offset:#x}");
+            }
+        }
+        assert_eq!((rig.registers.status(), rig.registers.load(0x108, 8)), (status, 0xffff_ffff));
+    });
+}
+
 /// True if the write was answered at once.
 fn rig_write(rig: &Rig, offset: u64, data: &[u8]) -> bool {
     matches!(Device::write(&*rig.registers, offset, data), io_bus::Written::Now)
