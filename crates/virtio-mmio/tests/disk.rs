@@ -1,12 +1,6 @@
 //! The block driver of the `virtio_drivers` crate, on a disk in memory.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::tests_outside_test_module,
-    reason = "a test reports by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 mod rig;
 

@@ -1,12 +1,6 @@
 //! The register file by itself: virtio 1.2 §4.2.2, §2.5, and whatever a driver may write there.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::tests_outside_test_module,
-    reason = "a test reports by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 mod rig;
 

@@ -1,12 +1,6 @@
 //! Status and features: virtio 1.2 §2.1, §2.2, §3.1.1, and drivers that jump.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::tests_outside_test_module,
-    reason = "a test reports by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 mod rig;
 

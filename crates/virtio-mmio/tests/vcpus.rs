@@ -1,12 +1,6 @@
 //! Several vCPUs and lanes at a time: what only goes wrong when they race.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::tests_outside_test_module,
-    reason = "a test reports by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 mod rig;
 

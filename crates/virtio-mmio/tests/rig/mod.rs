@@ -41,6 +41,8 @@ pub enum Behaviour {
     Echo,
     /// The same, but not before the gate is opened.
     Hold,
+    /// Hold it, and panic when told to finish.
+    PanicInDrain,
     Panic,
     Fault,
     /// There is no worker: the host refuses.
@@ -158,7 +160,7 @@ impl Worker for TestWorker {
         let Wake::Queue(queue) = wake else { return Ok(()) };
         rings[queue].serve(|ring, request| match self.behaviour {
             Behaviour::Echo => echo(ring, request),
-            Behaviour::Hold => {
+            Behaviour::Hold | Behaviour::PanicInDrain => {
                 self.requests.push((queue, request));
                 self.held.fetch_add(1, SeqCst);
                 Ok(())
@@ -169,6 +171,7 @@ impl Worker for TestWorker {
     }
 
     fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        assert!(self.behaviour != Behaviour::PanicInDrain || self.requests.is_empty(), "as told");
         if !self.requests.is_empty() {
             self.gate.pass();
         }
