@@ -13,10 +13,13 @@ use zerocopy::IntoBytes;
 
 use crate::config_space::{ConfigSpace, QUEUE_SIZE};
 use crate::counters::Counters;
-use crate::engine::{self, Target};
+use crate::engine::{self, Engine, Target};
 use crate::request::{MAX_CHAIN, Rules, SECTOR_SIZE};
 use crate::worker::{DiskWorker, Life};
-use crate::{Config, Image, Plan, PlanError};
+use crate::{Config, EngineKind, Image, Plan, PlanError};
+
+/// Makes the engine of a lane, on the lane's thread; see [`engine::open`].
+pub type OpenEngine = dyn Fn(EngineKind, &Target, u16) -> io::Result<Box<dyn Engine>> + Send + Sync;
 
 /// A virtio block device over one image.
 ///
@@ -27,6 +30,7 @@ pub struct Disk {
     config_space: ConfigSpace,
     plan: Plan,
     target: Target,
+    open_engine: Box<OpenEngine>,
     counters: Arc<Counters>,
     /// What the lanes now running share; it ends with the last of them, that is at reset. Lanes contend for it when
     /// they start, and never again.
@@ -39,6 +43,14 @@ impl Disk {
     /// # Errors
     /// The configuration does not fit the image.
     pub fn new(config: &Config, image: Image) -> Result<Self, PlanError> {
+        Self::with_engine(config, image, Box::new(engine::open))
+    }
+
+    /// A disk whose I/O is done by engines of someone else's making.
+    ///
+    /// # Errors
+    /// As for [`Disk::new`].
+    pub fn with_engine(config: &Config, image: Image, open_engine: Box<OpenEngine>) -> Result<Self, PlanError> {
         let plan = Plan::new(config, &image)?;
         let is_block_device = image.is_block_device();
         let target =
@@ -53,7 +65,7 @@ impl Disk {
             max_chain_bytes: MAX_CHAIN,
         };
         let (counters, life) = (Arc::default(), Mutex::default());
-        Ok(Self { identity, config_space: ConfigSpace::of(&plan), plan, target, counters, life })
+        Ok(Self { identity, config_space: ConfigSpace::of(&plan), plan, target, open_engine, counters, life })
     }
 
     /// What it serves.
@@ -92,7 +104,7 @@ impl Backend for Disk {
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
         let Plan { capacity, read_only, discard, serial, engine, .. } = self.plan;
         Ok(Box::new(DiskWorker {
-            engine: engine::open(engine, &self.target, QUEUE_SIZE)?,
+            engine: (self.open_engine)(engine, &self.target, QUEUE_SIZE)?,
             rules: Rules { capacity, read_only, discard },
             stable: self.writes_are_stable(features),
             serial,

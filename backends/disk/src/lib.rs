@@ -18,5 +18,5 @@ mod request;
 mod worker;
 
 pub use config::{Cache, Config, EngineKind, Plan, PlanError};
-pub use device::Disk;
+pub use device::{Disk, OpenEngine};
 pub use image::{Access, Image, ImageError};

@@ -124,8 +124,6 @@ pub trait Engine: Send {
 
 /// Makes the engine asked for, or the plain one where the host refuses io_uring. `depth` is the number of tags.
 ///
-/// io_uring wants to be made on the thread that uses it.
-///
 /// # Errors
 /// `depth` is zero.
 pub fn open(kind: EngineKind, target: &Target, depth: u16) -> io::Result<Box<dyn Engine>> {

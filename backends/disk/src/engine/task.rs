@@ -228,3 +228,97 @@ fn zeroes(len: u64) -> IoVecs {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use super::*;
+
+    const SPAN: Span = Span { offset: 4096, len: 3 << 20 };
+
+    fn target(is_block_device: bool) -> Target {
+        Target { file: Arc::new(File::open("/dev/null").unwrap()), is_block_device, direct_alignment: None }
+    }
+
+    fn zeroing(may_unmap: bool, stable: bool) -> Task {
+        Task::new(Op::WriteZeroes { span: SPAN, may_unmap, stable }, &target(false))
+    }
+
+    fn errno(code: i32) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(code))
+    }
+
+    /// What the next call is, in a word or two, and how much it moves.
+    fn next(task: &mut Task) -> (&'static str, u64) {
+        let len = |iovecs: &[libc::iovec]| iovecs.iter().map(|iovec| iovec.iov_len as u64).sum();
+        match task.call() {
+            Call::Read { iovecs, .. } => ("read", len(iovecs)),
+            Call::Write { iovecs, stable: false, .. } => ("write", len(iovecs)),
+            Call::Write { iovecs, stable: true, .. } => ("stable write", len(iovecs)),
+            Call::Sync => ("sync", 0),
+            Call::Allocate { mode, span } if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 => ("punch", span.len),
+            Call::Allocate { span, .. } => ("zero range", span.len),
+            Call::DiscardBlocks { span } => ("discard blocks", span.len),
+        }
+    }
+
+    #[test]
+    fn zeroes_are_written_where_the_file_system_has_no_call_for_them() {
+        let mut task = zeroing(false, false);
+        assert_eq!(next(&mut task), ("zero range", SPAN.len));
+        assert!(task.advance(errno(libc::EOPNOTSUPP)).is_none());
+        for done in 0..3 {
+            assert_eq!(next(&mut task), ("write", 1 << 20), "after {done} MiB");
+            let end = task.advance(Ok(1 << 20));
+            assert_eq!(end.is_some(), done == 2);
+        }
+    }
+
+    #[test]
+    fn stable_zeroes_end_in_a_sync_or_are_written_stably() {
+        let mut task = zeroing(true, true);
+        assert_eq!(next(&mut task), ("punch", SPAN.len));
+        assert!(task.advance(Ok(0)).is_none());
+        assert_eq!(next(&mut task), ("sync", 0));
+        assert!(task.advance(Ok(0)).unwrap().is_ok());
+
+        let mut task = zeroing(true, true);
+        assert!(task.advance(errno(libc::EOPNOTSUPP)).is_none());
+        assert_eq!(next(&mut task).0, "stable write");
+    }
+
+    #[test]
+    fn a_sync_that_fails_fails_the_stable_zeroes() {
+        let mut task = zeroing(false, true);
+        assert!(task.advance(Ok(0)).is_none());
+        assert!(task.advance(errno(libc::EIO)).unwrap().is_err());
+    }
+
+    #[test]
+    fn a_discard_that_the_storage_cannot_do_is_done() {
+        for (is_block_device, call) in [(false, "punch"), (true, "discard blocks")] {
+            let mut task = Task::new(Op::Discard(SPAN), &target(is_block_device));
+            assert_eq!(next(&mut task), (call, SPAN.len));
+            assert!(task.advance(errno(libc::EOPNOTSUPP)).unwrap().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_discard_that_fails_for_another_reason_fails() {
+        let mut task = Task::new(Op::Discard(SPAN), &target(false));
+        assert!(task.advance(errno(libc::EIO)).unwrap().is_err());
+    }
+
+    #[test]
+    fn an_interrupted_call_is_made_again_and_a_short_one_goes_on() {
+        let mut task = zeroing(false, false);
+        task.advance(errno(libc::EOPNOTSUPP));
+        assert!(task.advance(errno(libc::EINTR)).is_none());
+        assert!(task.advance(Ok(1000)).is_none());
+        let Call::Write { offset, .. } = task.call() else { panic!("not a write") };
+        assert_eq!(offset, SPAN.offset + 1000);
+        assert!(task.advance(Ok(0)).unwrap().is_err(), "nothing moved, so nothing will");
+    }
+}

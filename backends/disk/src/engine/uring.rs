@@ -1,10 +1,10 @@
 //! io_uring: one system call starts all that a pass submitted, and what the page cache answers is collected after it
 //! without another.
 //!
-//! The ring's own descriptor wakes the lane. An eventfd would not do better: registered for all completions it wakes the
-//! lane for those it has collected already, and registered with IORING_REGISTER_EVENTFD_ASYNC it stays silent for
-//! those that do not come from the kernel's worker threads, direct I/O for one. A poll on the ring looks whether there
-//! is something to collect at the moment the lane would sleep.
+//! The ring's own descriptor wakes the lane: a poll looks whether there is something to collect at the moment the lane
+//! would sleep. An eventfd would not do better. Registered for all completions it wakes the lane for those it has
+//! collected already; registered with IORING_REGISTER_EVENTFD_ASYNC it is silent about all that do not end on one of
+//! the kernel's worker threads, such as direct I/O. And IORING_SETUP_DEFER_TASKRUN would make the poll itself silent.
 #![expect(unsafe_code, reason = "the kernel works on memory after the call that named it")]
 
 use std::collections::VecDeque;
@@ -37,7 +37,7 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// An engine for `target`, for tags below `depth`, to be used on the calling thread only.
+    /// An engine for `target`, for tags below `depth`.
     ///
     /// # Errors
     /// The host does not allow io_uring, or its kernel is older than 5.6.
@@ -209,10 +209,10 @@ impl Drop for Uring {
     }
 }
 
-/// On Linux 6.1 and later completions are run when the lane asks for them, not by interrupting it.
+/// On Linux 5.19 and later completions wait for the lane's next system call instead of interrupting it.
 fn new_ring(entries: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    builder.dontfork().setup_coop_taskrun().setup_taskrun_flag();
     builder.build(entries).or_else(|_older_kernel| IoUring::builder().dontfork().build(entries))
 }
 

@@ -1,0 +1,128 @@
+//! What an operator writes, and what a driver sees of it.
+
+use virtio_backend::Backend;
+use virtio_disk::{Access, Cache, Config, Disk, EngineKind, Image};
+
+use crate::harness::{Builder, SECTOR};
+
+const RO: u32 = 5;
+const BLK_SIZE: u32 = 6;
+const FLUSH: u32 = 9;
+const CONFIG_WCE: u32 = 11;
+const MQ: u32 = 12;
+const DISCARD: u32 = 13;
+const WRITE_ZEROES: u32 = 14;
+
+fn disk(change: impl FnOnce(&mut Config)) -> Disk {
+    let builder = Builder::new(EngineKind::Plain).config(change);
+    std::fs::write(builder.path(), &builder.contents).unwrap();
+    let image = Image::open(&builder.path(), builder.config.access()).unwrap();
+    Disk::new(&builder.config, image).unwrap()
+}
+
+fn offers(disk: &Disk, feature: u32) -> bool {
+    disk.identity().features >> feature & 1 != 0
+}
+
+fn config_u32(disk: &Disk, offset: usize) -> u32 {
+    let mut bytes = [0; 4];
+    disk.read_config(offset, &mut bytes);
+    u32::from_le_bytes(bytes)
+}
+
+#[test]
+fn nothing_written_is_a_cached_disk_with_one_queue() {
+    let config: Config = toml::from_str("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!((config.cache, config.queues, config.engine), (Cache::Writeback, 1, EngineKind::IoUring));
+    assert_eq!(config.access(), Access { read_only: false, direct: false });
+}
+
+#[test]
+fn everything_can_be_written_and_read_back() {
+    let text = r#"
+        cache = "none"
+        serial = "db-0"
+        queues = 4
+        engine = "plain"
+        read_only = true
+        discard = false
+    "#;
+    let config: Config = toml::from_str(text).unwrap();
+    assert_eq!(config.access(), Access { read_only: true, direct: true });
+    assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
+}
+
+#[test]
+fn a_key_or_value_that_means_nothing_is_refused() {
+    for text in ["chache = \"none\"", "cache = \"unsafe\"", "queues = -1", "queues = 65536", "engine = \"aio\""] {
+        assert!(toml::from_str::<Config>(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn queues_and_serial_have_bounds() {
+    let builder = Builder::new(EngineKind::Plain);
+    std::fs::write(builder.path(), &builder.contents).unwrap();
+    let wrong = [
+        (Config { queues: 0, ..Config::default() }, "0 queues"),
+        (Config { queues: 17, ..Config::default() }, "1 to 16"),
+        (Config { serial: "a".repeat(21), ..Config::default() }, "at most 20"),
+        (Config { serial: "a\nb".into(), ..Config::default() }, "\"a\\nb\""),
+    ];
+    for (config, words) in wrong {
+        let image = Image::open(&builder.path(), config.access()).unwrap();
+        let error = Disk::new(&config, image).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn features_follow_the_configuration() {
+    let usual = disk(|_| {});
+    for feature in [BLK_SIZE, FLUSH, DISCARD, WRITE_ZEROES] {
+        assert!(offers(&usual, feature), "{feature}");
+    }
+    for feature in [RO, CONFIG_WCE, MQ] {
+        assert!(!offers(&usual, feature), "{feature}");
+    }
+
+    let read_only = disk(|config| config.read_only = true);
+    assert!(offers(&read_only, RO) && !offers(&read_only, DISCARD) && !offers(&read_only, WRITE_ZEROES));
+    assert!(!offers(&disk(|config| config.cache = Cache::Writethrough), FLUSH));
+    assert!(!offers(&disk(|config| config.discard = false), DISCARD));
+}
+
+#[test]
+fn each_queue_has_a_lane_of_its_own() {
+    let disk = disk(|config| config.queues = 3);
+    assert!(offers(&disk, MQ));
+    assert_eq!(disk.identity().lanes, [0..1, 1..2, 2..3]);
+    assert_eq!(disk.identity().queue_sizes, [256; 3]);
+    assert_eq!(config_u32(&disk, 32) >> 16, 3);
+}
+
+#[test]
+fn configuration_space_tells_capacity_and_limits() {
+    let disk = disk(|_| {});
+    assert_eq!(config_u32(&disk, 0), 256);
+    assert_eq!(config_u32(&disk, 12), 254);
+    assert_eq!(config_u32(&disk, 20) as usize, SECTOR);
+    assert!(u64::from(config_u32(&disk, 8)) * 254 <= disk.identity().max_chain_bytes - 17);
+    assert_eq!((config_u32(&disk, 40), config_u32(&disk, 52)), (1, 1));
+    assert_eq!(disk.identity().config_len, 60);
+}
+
+#[test]
+fn configuration_space_is_read_at_any_offset_and_width() {
+    let disk = disk(|_| {});
+    let mut whole = [0; 60];
+    disk.read_config(0, &mut whole);
+    for width in [1, 2, 4, 8] {
+        for offset in 0..60 - width {
+            let mut part = vec![0; width];
+            disk.read_config(offset, &mut part);
+            assert_eq!(part, whole[offset..offset + width]);
+        }
+    }
+}
