@@ -199,7 +199,9 @@ impl Registers {
             return Written::Now;
         };
         let (lane, queue_in_lane) = place;
-        let (Some(lane), Some(run)) = (lanes.get(lane), run.upgrade()) else {
+        // In this order: a run that is not handed on must not be held either, for under the lock it
+        // must not end.
+        let Some((lane, run)) = lanes.get(lane).and_then(|lane| Some((lane, run.upgrade()?))) else {
             // The lane has been told to stop already, with all others.
             return Written::Later(self.wait_for_end());
         };

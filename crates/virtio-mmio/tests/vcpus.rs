@@ -79,6 +79,23 @@ fn c15_a_config_change_is_not_lost_among_used_buffers() {
 }
 
 #[test]
+fn c18_a_queue_reset_that_meets_the_end_of_a_broken_device_is_answered() {
+    for _ in 0..1_000 {
+        let (rig, queue) = Rig::running(Behaviour::Fault);
+        thread::scope(|scope| {
+            scope.spawn(|| rig.offer(&queue));
+            for _ in 0..20 {
+                rig.registers.write(Register::QueueReset, 1);
+                rig.registers.write(Register::QueueReady, 0);
+                rig.registers.write(Register::QueueReady, 1);
+            }
+        });
+        rig.registers.reset();
+        assert_eq!(rig.registers.status(), 0);
+    }
+}
+
+#[test]
 fn c12_vcpus_that_write_anything_at_random_leave_a_device_that_works_after_reset() {
     let registers = [
         Register::Status,
