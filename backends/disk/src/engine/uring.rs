@@ -4,7 +4,8 @@
 //! The ring's own descriptor wakes the lane: a poll looks whether there is something to collect at the moment the lane
 //! would sleep. An eventfd would not do better. Registered for all completions it wakes the lane for those it has
 //! collected already; registered with IORING_REGISTER_EVENTFD_ASYNC it is silent about all that do not end on one of
-//! the kernel's worker threads, such as direct I/O. And IORING_SETUP_DEFER_TASKRUN would make the poll itself silent.
+//! the kernel's worker threads, such as direct I/O and reads that miss the page cache. For a like reason
+//! IORING_SETUP_DEFER_TASKRUN is not used: its completions do not wake a thread that sleeps in epoll.
 #![expect(unsafe_code, reason = "the kernel works on memory after the call that named it")]
 
 use std::collections::VecDeque;

@@ -267,7 +267,22 @@ on_each_engine! {
         assert_eq!(rig.cache.stats().bytes_pinned, 0);
     }
 
-    fn b_buffers_outside_of_memory_need_a_reset_and_touch_nothing(engine) {
+    fn a_fault_with_requests_in_flight_holds_their_memory_until_the_kernel_is_done(engine) {
+        let mut rig = Rig::new(engine);
+        for head in 0..20 {
+            let data = Descriptor::readable(DATA + u64::from(head) * 65536, 65536);
+            let header = Descriptor::readable(rig.header(head * 3, kind::OUT, 0), 16);
+            rig.offer(head * 3, &[header, data, Descriptor::writable(rig.status_byte(head * 3), 1)]);
+        }
+        rig.offer(100, &[Descriptor::readable(0x1000, 16)]);
+        rig.kick();
+        rig.hearing.wait_for_fault();
+        rig.stop();
+        assert_eq!(rig.cache.stats().bytes_pinned, 0);
+        rig.reset().assert_alive();
+    }
+
+    fn buffers_outside_of_memory_need_a_reset_and_touch_nothing(engine) {
         for address in [0x1000, BEYOND, u64::MAX - 511] {
             let rig = Rig::new(engine);
             let [header, _, status] = read_chain(&rig, 0, 0);

@@ -179,6 +179,17 @@ on_each_engine! {
         }
     }
 
+    fn e15_what_one_queue_wrote_another_reads(engine) {
+        let first = Builder::new(engine).config(|config| config.queues = 2).start();
+        let second = Builder::new(engine).lane(1).start_device(std::sync::Arc::clone(&first.disk));
+        for seed in 0..50 {
+            let (writer, reader) = if seed % 2 == 0 { (&first, &second) } else { (&second, &first) };
+            let data = pattern(8 * SECTOR, seed);
+            assert_eq!(writer.write(64, &data), OK);
+            assert_eq!(reader.read(64, 8).data, data);
+        }
+    }
+
     fn e15_requests_for_the_same_sectors_all_end(engine) {
         let rig = Rig::new(engine);
         for head in 0..40 {

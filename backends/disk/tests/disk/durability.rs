@@ -140,6 +140,18 @@ on_each_engine! {
         assert_eq!(rig.flush(), OK);
     }
 
+    fn e08_a_failed_flush_concerns_all_queues_until_all_are_reset(engine) {
+        let (mut first, script) = scripted(Builder::new(engine).config(|config| config.queues = 2));
+        let mut second = Builder::new(engine).lane(1).start_device(Arc::clone(&first.disk));
+        *script.failing_flushes.lock().unwrap() = 1;
+
+        assert_eq!((first.flush(), second.flush()), (IOERR, IOERR));
+
+        first.stop();
+        second.stop();
+        assert_eq!((first.reset().flush(), second.reset().flush()), (OK, OK));
+    }
+
     fn zeroes_on_a_read_of_what_was_never_written(engine) {
         let builder = Builder::new(engine).contents(Vec::new());
         std::fs::File::create(builder.path()).unwrap().set_len(1 << 20).unwrap();

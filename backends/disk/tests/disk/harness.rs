@@ -142,6 +142,7 @@ pub struct Builder {
     pub pinnable: bool,
     pub queue_size: u16,
     pub position: u16,
+    pub lane: usize,
     pub folder: TempDir,
 }
 
@@ -155,6 +156,7 @@ impl Builder {
             pinnable: false,
             queue_size: 256,
             position: 0,
+            lane: 0,
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -176,6 +178,11 @@ impl Builder {
 
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("disk.img")
+    }
+
+    pub fn lane(mut self, lane: usize) -> Self {
+        self.lane = lane;
+        self
     }
 
     pub fn start(self) -> Rig {
@@ -203,6 +210,7 @@ impl Builder {
         let (ended, positions) = mpsc::channel();
         let rig = Rig {
             lane: None,
+            index: self.lane,
             position: self.position,
             event_idx: self.event_idx,
             features: self.features,
@@ -233,6 +241,7 @@ pub struct Rig {
     pub path: PathBuf,
     pub kick: Arc<EventFd>,
     lane: Option<Lane>,
+    index: usize,
     position: u16,
     event_idx: bool,
     features: u64,
@@ -261,7 +270,7 @@ impl Rig {
         let lane = Lane::spawn(LaneSetup {
             name: "disk".into(),
             backend: Arc::clone(&self.disk),
-            index: 0,
+            index: self.index,
             features: self.features,
             cache: Arc::clone(&self.cache),
             rings: vec![Some(setup)],

@@ -40,6 +40,18 @@ on_each_engine! {
         assert!(rig.hearing.wait_for_fault().contains("more bytes"));
     }
 
+    fn a_read_that_the_page_cache_answers_takes_one_pass(engine) {
+        let rig = Rig::new(engine);
+        rig.assert_alive();
+        let before = rig.counters.snapshot().passes;
+        for _ in 0..100 {
+            assert_eq!(rig.read(0, 8).status, OK);
+        }
+        // One more may have been under way, or be yet to be counted.
+        let passes = rig.counters.snapshot().passes - before;
+        assert!((99..=101).contains(&passes), "{passes} passes");
+    }
+
     fn more_pieces_than_a_system_call_takes_are_done_in_several(engine) {
         // Every second page is a hole, so that each page is mapped by itself; a buffer of 512 bytes in each.
         let rig = Rig::new(engine);
