@@ -8,20 +8,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use io_bus::Space;
+use xen_ioctls::abi::ioreq::{BUFFER_SLOT_NUM, TYPE_COPY, TYPE_PIO};
 
 use crate::page::{self, PageError};
 use crate::request::{Access, Direction, Operand, Width};
 use crate::xen::SharedPage;
 
-/// `IOREQ_BUFFER_SLOT_NUM`
-const ENTRIES: u32 = 511;
-const POINTERS: usize = 0;
-const READ_POINTER: usize = 0;
+/// Entries of the ring.
+#[expect(clippy::cast_possible_truncation, reason = "511")]
+const ENTRIES: u32 = BUFFER_SLOT_NUM as u32;
+
+/// Both indices, as one word; ours is the lower half.
+const INDICES: usize = 0;
 const FIRST_ENTRY: usize = 8;
 const ENTRY_SIZE: usize = 8;
 
-/// `dir`, in the first word of an entry.
-const READ: u64 = 1 << 9;
+/// Fields of an entry's first word: `type` in bits 0 to 7, `dir`, `size` (as a power of two), `addr`.
+const READ: u32 = 1 << 9;
+const SIZE_SHIFT: u32 = 10;
+const SIZE_MASK: u32 = 3;
+const ADDR_SHIFT: u32 = 12;
 
 /// The consumer's end.
 pub(crate) struct BufferedRing {
@@ -59,7 +65,7 @@ impl BufferedRing {
     /// Takes what is in the ring now, at most one ring's worth, and gives each to `sink`. Says whether there was anything.
     pub(crate) fn drain(&self, mut sink: impl FnMut(Result<Access, BadEntry>)) -> bool {
         // Xen writes an entry before the index that covers it.
-        let both = page::at(self.page.as_ref(), POINTERS, |both: &AtomicU64| both.load(Ordering::Acquire));
+        let both = page::at(self.page.as_ref(), INDICES, |both: &AtomicU64| both.load(Ordering::Acquire));
         let (read, written) = (low(both), low(both >> 32));
         let queued = written.wrapping_sub(read);
         if queued > ENTRIES {
@@ -86,26 +92,27 @@ impl BufferedRing {
     }
 
     fn advance(&self, entries: u32) {
-        page::at(self.page.as_ref(), READ_POINTER, |read: &AtomicU32| read.fetch_add(entries, Ordering::AcqRel));
+        page::at(self.page.as_ref(), INDICES, |read: &AtomicU32| read.fetch_add(entries, Ordering::AcqRel));
     }
 }
 
-/// The write that starts with `head`, and how many entries it takes.
-fn decode(head: u64, tail: Option<u64>) -> (Result<Access, BadEntry>, u32) {
-    let (width, entries) = match head >> 10 & 3 {
+/// The write that starts with `entry`, and how many entries it takes.
+fn decode(entry: u64, next: Option<u64>) -> (Result<Access, BadEntry>, u32) {
+    let head = low(entry);
+    let (width, entries) = match head >> SIZE_SHIFT & SIZE_MASK {
         0 => (Width::B1, 1),
         1 => (Width::B2, 1),
         2 => (Width::B4, 1),
         _ => (Width::B8, 2),
     };
-    let value = match (entries, tail) {
-        (1, _) => head >> 32,
-        (_, Some(tail)) => head >> 32 | tail >> 32 << 32,
+    let value = match (entries, next) {
+        (1, _) => entry >> 32,
+        (_, Some(next)) => entry >> 32 | next >> 32 << 32,
         (_, None) => return (Err(BadEntry::Half), 1),
     };
     let space = match head.to_le_bytes()[0] {
-        0 => Space::PortIo,
-        1 => Space::Mmio,
+        TYPE_PIO => Space::PortIo,
+        TYPE_COPY => Space::Mmio,
         other => return (Err(BadEntry::Type(other)), entries),
     };
     if head & READ != 0 {
@@ -113,7 +120,7 @@ fn decode(head: u64, tail: Option<u64>) -> (Result<Access, BadEntry>, u32) {
     }
     let access = Access {
         space,
-        addr: head >> 12 & 0xf_ffff,
+        addr: (head >> ADDR_SHIFT).into(),
         width,
         direction: Direction::Write,
         count: 1,
@@ -157,7 +164,7 @@ mod tests {
     #[test]
     fn what_cannot_be_posted_is_refused() {
         assert_eq!(decode(8, None).0, Err(BadEntry::Type(8)));
-        assert_eq!(decode(MMIO | READ, None).0, Err(BadEntry::Read));
+        assert_eq!(decode(MMIO | u64::from(READ), None).0, Err(BadEntry::Read));
     }
 
     proptest! {

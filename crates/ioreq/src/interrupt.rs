@@ -6,20 +6,20 @@
 //! the sender repeats it until the thread reacts.
 
 use std::ffi::{c_int, c_void};
-use std::io;
 use std::thread::JoinHandle;
 
+use rustix::io::Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// Has the signal interrupt, for the whole process, rather than kill. May be called again.
-pub(crate) fn prepare() -> io::Result<()> {
+pub(crate) fn prepare() -> Result<(), Errno> {
     // The handler is not set to restart system calls.
-    register_signal_handler(SIGRTMIN(), ignore).map_err(io::Error::from)
+    register_signal_handler(SIGRTMIN(), ignore).map_err(|error| Errno::from_raw_os_error(error.errno()))
 }
 
 /// Interrupts whatever `thread` waits for in the kernel.
-pub(crate) fn interrupt(thread: &JoinHandle<()>) -> io::Result<()> {
-    thread.kill(SIGRTMIN()).map_err(io::Error::from)
+pub(crate) fn interrupt(thread: &JoinHandle<()>) -> Result<(), Errno> {
+    thread.kill(SIGRTMIN()).map_err(|error| Errno::from_raw_os_error(error.errno()))
 }
 
 extern "C" fn ignore(_signal: c_int, _info: *mut libc::siginfo_t, _context: *mut c_void) {}
@@ -27,7 +27,6 @@ extern "C" fn ignore(_signal: c_int, _info: *mut libc::siginfo_t, _context: *mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::io::Errno;
     use std::thread;
     use std::time::Duration;
 

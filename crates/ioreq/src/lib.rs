@@ -10,11 +10,13 @@
 //! - The pump waits for its event channels and for nothing else.
 //! - An IOREQ server is destroyed only when every slot is free.
 //!
-//! Devices are known by their bus only; guest memory through [`GuestRam`]; Xen through the traits of `xen.rs`.
+//! Devices are known by their bus only; guest memory through [`GuestRam`]; Xen through the
+//! traits of `xen.rs`, which [`GuestDomain`] and [`GuestChannels`] implement over the kernel's devices.
 
 mod access;
 mod buffered;
 mod counters;
+mod domain;
 mod interrupt;
 mod page;
 mod pump;
@@ -25,6 +27,7 @@ mod xen;
 
 pub use access::{GuestRam, NoRam};
 pub use counters::Counts;
+pub use domain::{GuestChannels, GuestDomain};
 pub use page::PageError;
 pub use pump::{Pump, PumpError};
 pub use request::{Access, BadRequest, Direction, MAX_COUNT, Operand, RawRequest, Request, Width};

@@ -5,10 +5,12 @@
 //! `state` shares its byte with three flags, and only ever changes by a compare-and-exchange of the
 //! whole byte: a transition that does not start where it must does not happen.
 
+use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{AtomicInteger, VolatileMemory};
+use xen_ioctls::abi::ioreq::{self as abi, Ioreq};
 
 use crate::request::RawRequest;
 use crate::xen::{RemotePort, SharedPage};
@@ -16,32 +18,20 @@ use crate::xen::{RemotePort, SharedPage};
 /// Slots in a page. Xen gives more vCPUs a second page, which nobody has needed yet.
 pub(crate) const SLOTS: u32 = 128;
 
-const SLOT_SIZE: usize = 32;
 const PAGE_SIZE: usize = 4096;
-
-const ADDR: usize = 0;
-const DATA: usize = 8;
-const COUNT: usize = 16;
-const SIZE: usize = 20;
-const VP_EPORT: usize = 24;
-const FLAGS: usize = 30;
-const TYPE: usize = 31;
-
-/// The low bits of the flags byte.
-const STATE_MASK: u8 = 0x0f;
 
 /// Whose turn it is in a slot (`STATE_IO*`). Xen crashes the guest if it sees one go down, other than by its own hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
     /// No request.
-    None = 0,
+    None = abi::STATE_IOREQ_NONE,
     /// A request that nobody took.
-    Ready = 1,
+    Ready = abi::STATE_IOREQ_READY,
     /// A request that was taken.
-    InProcess = 2,
+    InProcess = abi::STATE_IOREQ_INPROCESS,
     /// An answer that Xen has not seen yet.
-    Answered = 3,
+    Answered = abi::STATE_IORESP_READY,
 }
 
 /// A page of slots.
@@ -82,50 +72,50 @@ impl IoreqPage {
 
     /// Where Xen wants to hear of answers. It is set while the server is enabled.
     pub(crate) fn remote_port(&self, slot: SlotIndex) -> RemotePort {
-        RemotePort(self.field(slot, VP_EPORT, |port: &AtomicU32| port.load(Ordering::Relaxed)))
+        RemotePort(self.field(slot, offset_of!(Ioreq, vp_eport), |port: &AtomicU32| port.load(Ordering::Relaxed)))
     }
 
     /// Whether a slot holds neither a request nor an answer.
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {
-        self.flags(slot) & STATE_MASK == State::None as u8
+        self.flags(slot) & abi::STATE_MASK == State::None as u8
     }
 
     /// Copies a request that is in state `from`; each field is read once.
     pub(crate) fn copy_if(&self, slot: SlotIndex, from: State) -> Option<RawRequest> {
         let flags = self.flags(slot);
-        if flags & STATE_MASK != from as u8 {
+        if flags & abi::STATE_MASK != from as u8 {
             return None;
         }
         Some(RawRequest {
-            addr: self.field(slot, ADDR, |field: &AtomicU64| field.load(Ordering::Relaxed)),
-            data: self.field(slot, DATA, |field: &AtomicU64| field.load(Ordering::Relaxed)),
-            count: self.field(slot, COUNT, |field: &AtomicU32| field.load(Ordering::Relaxed)),
-            size: self.field(slot, SIZE, |field: &AtomicU32| field.load(Ordering::Relaxed)),
-            kind: self.field(slot, TYPE, |field: &AtomicU8| field.load(Ordering::Relaxed)),
-            flags: flags & !STATE_MASK,
+            addr: self.field(slot, offset_of!(Ioreq, addr), |field: &AtomicU64| field.load(Ordering::Relaxed)),
+            data: self.field(slot, offset_of!(Ioreq, data), |field: &AtomicU64| field.load(Ordering::Relaxed)),
+            count: self.field(slot, offset_of!(Ioreq, count), |field: &AtomicU32| field.load(Ordering::Relaxed)),
+            size: self.field(slot, offset_of!(Ioreq, size), |field: &AtomicU32| field.load(Ordering::Relaxed)),
+            kind: self.field(slot, offset_of!(Ioreq, type_), |field: &AtomicU8| field.load(Ordering::Relaxed)),
+            flags: flags & !abi::STATE_MASK,
         })
     }
 
     /// Writes the value a read gives. To be seen by Xen with the next [`advance`](Self::advance).
     pub(crate) fn store_data(&self, slot: SlotIndex, value: u64) {
-        self.field(slot, DATA, |data: &AtomicU64| data.store(value, Ordering::Relaxed));
+        self.field(slot, offset_of!(Ioreq, data), |data: &AtomicU64| data.store(value, Ordering::Relaxed));
     }
 
     /// Moves a slot on, with the flags the copy had. False, and nothing done, if it is not in `from`.
     pub(crate) fn advance(&self, slot: SlotIndex, request: &RawRequest, from: State, to: State) -> bool {
         let (old, new) = (request.flags | from as u8, request.flags | to as u8);
-        self.field(slot, FLAGS, |flags: &AtomicU8| {
+        self.field(slot, offset_of!(Ioreq, bits), |flags: &AtomicU8| {
             flags.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })
     }
 
     /// Acquire: what Xen wrote before it made the request ready is seen after.
     fn flags(&self, slot: SlotIndex) -> u8 {
-        self.field(slot, FLAGS, |flags: &AtomicU8| flags.load(Ordering::Acquire))
+        self.field(slot, offset_of!(Ioreq, bits), |flags: &AtomicU8| flags.load(Ordering::Acquire))
     }
 
     fn field<T: AtomicInteger, R>(&self, slot: SlotIndex, field: usize, op: impl FnOnce(&T) -> R) -> R {
-        at(self.page.as_ref(), usize::from(slot.0) * SLOT_SIZE + field, op)
+        at(self.page.as_ref(), usize::from(slot.0) * size_of::<Ioreq>() + field, op)
     }
 }
 

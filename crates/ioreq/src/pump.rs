@@ -27,7 +27,7 @@ use crate::slot::{InFlight, Slot};
 use crate::xen::{EventChannels, LocalPort, Wake, XenError};
 
 /// The slots' channels, and that of the buffered ring.
-const MAX_PORTS: usize = SLOTS as usize + 1;
+pub(crate) const MAX_PORTS: usize = SLOTS as usize + 1;
 
 /// Between passes while waiting fails: slow enough to be no load, fast enough for a guest to live on.
 const BLIND_PASS: Duration = Duration::from_millis(10);

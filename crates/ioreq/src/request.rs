@@ -1,10 +1,12 @@
 //! From the bytes of a slot to a typed request, once.
 //!
-//! Numbers are of xen/include/public/hvm/ioreq.h. Everything that can be wrong with a request is
-//! found here, before anything is done for it. Arm's Xen sends only single accesses with immediate
+//! Everything that can be wrong with a request is found here, before anything is done for it. Arm's Xen sends only single accesses with immediate
 //! data, and INVALIDATE; the rest comes from x86, or from nobody: it is checked all the same.
 
 use io_bus::Space;
+use xen_ioctls::abi::ioreq::{
+    DATA_IS_PTR, DF, DIR_READ, TYPE_COPY, TYPE_INVALIDATE, TYPE_PCI_CONFIG, TYPE_PIO, TYPE_TIMEOFFSET,
+};
 
 /// The most repetitions one request may have.
 ///
@@ -12,16 +14,6 @@ use io_bus::Space;
 /// (xen/arch/x86/hvm/emulate.c), so more were not made by Xen; and as the pump serves all vCPUs of
 /// a guest, one request must not keep it for long.
 pub const MAX_COUNT: u32 = 4096;
-
-const DATA_IS_PTR: u8 = 1 << 4;
-const DIR_READ: u8 = 1 << 5;
-const DIRECTION_DOWN: u8 = 1 << 6;
-
-const TYPE_PIO: u8 = 0;
-const TYPE_COPY: u8 = 1;
-const TYPE_TIMEOFFSET: u8 = 7;
-const TYPE_INVALIDATE: u8 = 8;
-const TYPE_PCI_CONFIG: u8 = 9;
 
 /// A slot's contents, as copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +134,7 @@ impl RawRequest {
             direction: if self.is_read() { Direction::Read } else { Direction::Write },
             count: self.count,
             operand: if self.has_pointer() { Operand::Memory(self.data) } else { Operand::Immediate(self.data) },
-            descending: self.flags & DIRECTION_DOWN != 0,
+            descending: self.flags & DF != 0,
         }))
     }
 
@@ -223,7 +215,7 @@ mod tests {
 
     #[test]
     fn each_type_of_access_has_its_space() {
-        for (kind, space) in [(0, Space::PortIo), (1, Space::Mmio), (9, Space::PciConfig)] {
+        for (kind, space) in [(0, Space::PortIo), (1, Space::Mmio), (2, Space::PciConfig)] {
             let Ok(Request::Access(access)) = raw(kind, 0, 4, 1).parse() else { panic!("type {kind} is an access") };
             assert_eq!(access.space, space);
         }

@@ -24,9 +24,6 @@ use crate::xen::{Buffering, Hypervisor, RemotePort, ServerId, XenError};
 /// microseconds unless the host is overloaded or the guest is paused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often a hypercall is tried that says to try again.
-const TRIES: u32 = 16;
-
 /// An IOREQ server. Dropping it [`close`](Self::close)s it.
 pub struct IoreqServer {
     hypervisor: Arc<dyn Hypervisor>,
@@ -87,10 +84,10 @@ impl IoreqServer {
     pub fn create(hypervisor: Arc<dyn Hypervisor>, buffering: Buffering) -> Result<Arc<Self>, ServerError> {
         // Before there is anything to undo.
         let vcpus = count_vcpus(hypervisor.as_ref())?;
-        let id = xen("create an IOREQ server", || hypervisor.create_server(buffering))?;
+        let id = hypervisor.create_server(buffering).map_err(refused("create an IOREQ server"))?;
         Self::open(Arc::clone(&hypervisor), id, vcpus, buffering).inspect_err(|_| {
             // It was never enabled, so nobody waits for it.
-            if let Err(error) = insist(|| hypervisor.destroy_server(id)) {
+            if let Err(error) = hypervisor.destroy_server(id) {
                 tracing::warn!(name: "ioreq.server_leaked", server = id.0, %error, "An IOREQ server is left behind");
             }
         })
@@ -116,12 +113,12 @@ impl IoreqServer {
         vcpus: u32,
         buffering: Buffering,
     ) -> Result<Arc<Self>, ServerError> {
-        let page = xen("map the ioreq page", || hypervisor.ioreq_page(id))?;
+        let page = hypervisor.ioreq_page(id).map_err(refused("map the ioreq page"))?;
         let page = Arc::new(IoreqPage::new(page)?);
         let buffered = match buffering {
             Buffering::Off => None,
             Buffering::On => {
-                let (ring, port) = xen("map the page of buffered writes", || hypervisor.buffered_page(id))?;
+                let (ring, port) = hypervisor.buffered_page(id).map_err(refused("map the page of buffered writes"))?;
                 Some((BufferedRing::new(ring)?, port))
             }
         };
@@ -138,7 +135,7 @@ impl IoreqServer {
     /// # Errors
     /// The window overlaps one of this server's, it has 256 already, or the guest is gone.
     pub fn map(self: &Arc<Self>, window: Window) -> Result<MappedWindow, ServerError> {
-        xen("map a window to the IOREQ server", || self.hypervisor.map_window(self.id, window))?;
+        self.hypervisor.map_window(self.id, window).map_err(refused("map a window to the IOREQ server"))?;
         Ok(self.adopt(window))
     }
 
@@ -182,7 +179,7 @@ impl IoreqServer {
         loop {
             let vcpus = self.busy_vcpus();
             if vcpus.is_empty() {
-                return insist(|| self.hypervisor.destroy_server(self.id)).map_err(CloseError::Xen);
+                return self.hypervisor.destroy_server(self.id).map_err(CloseError::Xen);
             }
             if Instant::now() >= end {
                 return Err(CloseError::InUse { server: self.id, vcpus });
@@ -193,7 +190,7 @@ impl IoreqServer {
 
     /// Requests come, or no more of them; those in the slots stay.
     pub(crate) fn set_enabled(&self, enabled: bool) -> Result<(), XenError> {
-        insist(|| self.hypervisor.set_enabled(self.id, enabled))
+        self.hypervisor.set_enabled(self.id, enabled)
     }
 
     pub(crate) fn is_released(&self) -> bool {
@@ -234,7 +231,7 @@ impl Drop for MappedWindow {
         if server.is_released() {
             return;
         }
-        match insist(|| server.hypervisor.unmap_window(server.id, self.window)) {
+        match server.hypervisor.unmap_window(server.id, self.window) {
             Err(error) if !error.guest_is_gone() => {
                 tracing::warn!(name: "ioreq.window_left", window = %self.window, %error, "A window was not unmapped");
             }
@@ -245,21 +242,10 @@ impl Drop for MappedWindow {
 
 /// As many as need slots, if they fit the page.
 fn count_vcpus(hypervisor: &dyn Hypervisor) -> Result<u32, ServerError> {
-    let vcpus = xen("learn how many vCPUs the guest has", || hypervisor.vcpus())?;
+    let vcpus = hypervisor.vcpus().map_err(refused("learn how many vCPUs the guest has"))?;
     if vcpus > SLOTS { Err(ServerError::TooManyVcpus(vcpus)) } else { Ok(vcpus) }
 }
 
-fn xen<T>(doing: &'static str, op: impl FnMut() -> Result<T, XenError>) -> Result<T, ServerError> {
-    insist(op).map_err(|source| ServerError::Xen { doing, source })
-}
-
-/// Repeats what Xen or a signal interrupted.
-fn insist<T>(mut op: impl FnMut() -> Result<T, XenError>) -> Result<T, XenError> {
-    for _ in 1..TRIES {
-        match op() {
-            Err(error) if error.is_transient() => thread::yield_now(),
-            result => return result,
-        }
-    }
-    op()
+fn refused(doing: &'static str) -> impl FnOnce(XenError) -> ServerError {
+    move |source| ServerError::Xen { doing, source }
 }

@@ -177,11 +177,6 @@ impl XenError {
     pub fn guest_is_gone(&self) -> bool {
         matches!(self.errno, Errno::SRCH | Errno::NOTCONN)
     }
-
-    /// Whether to just try again.
-    pub(crate) fn is_transient(&self) -> bool {
-        matches!(self.errno, Errno::AGAIN | Errno::INTR)
-    }
 }
 
 impl fmt::Display for XenError {
@@ -197,5 +192,11 @@ impl Error for XenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         // The message above is the source's own, so what comes next in the chain is its source.
         self.source.as_deref().and_then(|source| source.source())
+    }
+}
+
+impl From<xen_ioctls::Error> for XenError {
+    fn from(error: xen_ioctls::Error) -> Self {
+        Self::explained(error.errno(), error)
     }
 }

@@ -325,17 +325,6 @@ fn a15_a_guest_that_dies_in_an_access_ends_in_order() {
 }
 
 #[test]
-fn a16_what_xen_interrupts_is_tried_again() {
-    let xen = FakeXen::new(1);
-    for op in [DmOp::Vcpus, DmOp::CreateServer, DmOp::MapPage, DmOp::MapWindow, DmOp::SetEnabled] {
-        xen.fail_next(op, Errno::AGAIN);
-        xen.fail_next(op, Errno::INTR);
-    }
-    let machine = Machine::on(xen, Buffering::Off);
-    machine.vcpu(0).write32(BASE, 1);
-}
-
-#[test]
 fn a16_a_refusal_keeps_its_number_and_leaves_no_server() {
     for (op, errno) in [
         (DmOp::Vcpus, Errno::SRCH),

@@ -69,7 +69,7 @@ impl Vcpu {
         let kind = match space {
             Space::PortIo => 0,
             Space::Mmio => 1,
-            Space::PciConfig => 9,
+            Space::PciConfig => 2,
         };
         let request = Ioreq { kind, ..request };
         // ioreq_server_select: the highest id wins.
