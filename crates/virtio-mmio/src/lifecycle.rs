@@ -31,10 +31,11 @@ impl Transport {
         let is_acceptable = judged.is_some_and(|features| features == registers.features.accepted());
         let after = before.after(written, is_acceptable);
         registers.status = after;
+        let starts = after.has(Status::DRIVER_OK) && !before.has(Status::DRIVER_OK);
+        let started = starts.then(|| self.start_lanes(&mut registers));
+        drop(registers);
         tracing::debug!(name: "mmio.status", device = self.state.name(), from = before.bits(), to = after.bits());
-        if after.has(Status::DRIVER_OK) && !before.has(Status::DRIVER_OK) {
-            let started = self.start_lanes(&mut registers);
-            drop(registers);
+        if let Some(started) = started {
             self.finish_start(started);
         }
         (after != before).then_some(Written::Now)

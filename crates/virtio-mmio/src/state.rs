@@ -5,7 +5,8 @@
 //! meanwhile is answered as ever, and nobody waits on a lock.
 //!
 //! The register lock is held for moments, by the thread that serves accesses and by lanes that fault
-//! or end. Nothing foreign runs under it: interrupts, answers and lanes' ends come after it.
+//! or end. Nothing foreign runs under it: what devices say, interrupts, answers, lanes' ends and logs
+//! come before or after.
 
 use std::error::Error;
 use std::mem;
@@ -104,18 +105,20 @@ impl State {
     }
 
     fn reset_and_unlock(&self, mut registers: MutexGuard<'_, Registers>) -> Written {
-        tracing::debug!(name: "mmio.reset", device = self.name, status = registers.status.bits());
-        if matches!(registers.life, Life::Idle) {
+        let status = registers.status.bits();
+        let (before, written) = if matches!(registers.life, Life::Idle) {
             registers.reset();
             self.interrupt.clear();
-            return Written::Now;
-        }
-        let before = mem::replace(&mut registers.life, Life::Resetting);
-        let deferral = registers.wait_for_end();
+            (Life::Idle, Written::Now)
+        } else {
+            let before = mem::replace(&mut registers.life, Life::Resetting);
+            (before, Written::Later(registers.wait_for_end()))
+        };
         drop(registers);
         // Dropping the lanes stops them. They may be the last to hold the run.
         drop(before);
-        Written::Later(deferral)
+        tracing::debug!(name: "mmio.reset", device = self.name, from = status, at_once = matches!(written, Written::Now));
+        written
     }
 
     /// Starts a run; its lanes follow by [`Registers::add_lane`].
