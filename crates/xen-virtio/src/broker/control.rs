@@ -1,0 +1,167 @@
+//! The broker's own socket, where `xen-virtio list` asks.
+//!
+//! A Unix stream socket that only root may open: one line of JSON asks, one JSON document answers, and the connection
+//! ends. Each connection has its task and a time limit, so a client that stalls delays nobody.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::Request;
+use super::guest::GuestView;
+use crate::protocol::{Counter, Report};
+
+/// The socket's name in the runtime directory.
+pub const SOCKET: &str = "control";
+/// Longer than any question.
+const QUESTION_MAX: u64 = 4096;
+/// How long a client may take.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker may take to report; it needs a millisecond.
+const REPORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Question {
+    /// What is served.
+    List,
+}
+
+/// What is served.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Listing {
+    /// The guests, by domain id.
+    pub guests: Vec<GuestListing>,
+}
+
+/// What is served to a guest.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct GuestListing {
+    /// Its domain id.
+    pub domid: u16,
+    /// Its name, if the toolstack gave it one.
+    pub name: Option<String>,
+    /// What its worker counts; empty if it has none, or none that answers.
+    pub counters: BTreeMap<String, u64>,
+    /// Its devices.
+    pub devices: Vec<DeviceListing>,
+}
+
+/// A device that is served, or failed.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct DeviceListing {
+    /// Its place in the toolstack's protocol: `virtio_disk/51712`.
+    pub id: String,
+    /// What it is: `disk`; unknown before it was prepared.
+    pub model: Option<String>,
+    /// What the toolstack calls it: `xvda`.
+    pub name: Option<String>,
+    /// Guest-physical address of its registers.
+    pub base: Option<u64>,
+    /// Its interrupt.
+    pub irq: Option<u32>,
+    /// `starting`, `serving`, `closing` or `failed`.
+    pub state: String,
+    /// How far the guest's driver has come, if the worker says so.
+    pub driver: Option<String>,
+    /// What its worker counts for it.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// Makes the socket.
+///
+/// # Errors
+/// The directory does not allow it.
+pub fn listen(directory: &Path) -> io::Result<UnixListener> {
+    let path = directory.join(SOCKET);
+    // Left by a broker that was killed; whoever holds the lock may remove it.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers for as long as the broker takes requests.
+pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    if !matches!(timeout(CLIENT_PATIENCE, answer(client, requests)).await, Ok(Ok(()))) {
+                        tracing::debug!(name: "control.dropped", "A client of the control socket was dropped");
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others need them more.
+                tracing::warn!(name: "control.refused", %error, "The control socket takes nobody at the moment");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+async fn answer(mut client: UnixStream, requests: mpsc::Sender<Request>) -> io::Result<()> {
+    let (from, mut to) = client.split();
+    let mut line = String::new();
+    BufReader::new(from.take(QUESTION_MAX)).read_line(&mut line).await?;
+    let reply = match serde_json::from_str(&line) {
+        Ok(Question::List) => serde_json::to_vec(&list(&requests).await)?,
+        Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))?,
+    };
+    to.write_all(&reply).await?;
+    to.shutdown().await
+}
+
+async fn list(requests: &mpsc::Sender<Request>) -> Listing {
+    let (reply, views) = oneshot::channel();
+    // A broker that is ending serves nobody.
+    let _ = requests.send(Request::List(reply)).await;
+    let mut guests = Vec::new();
+    for (view, report) in views.await.unwrap_or_default() {
+        let report = timeout(REPORT_PATIENCE, report).await.ok().and_then(Result::ok).unwrap_or_default();
+        guests.push(merge(view, report));
+    }
+    Listing { guests }
+}
+
+/// Adds what the worker says to what the broker knows; nothing but names, numbers and words is taken from it.
+fn merge(view: GuestView, report: Report) -> GuestListing {
+    let mut reports: BTreeMap<_, _> = report.devices.into_iter().map(|device| (device.id, device)).collect();
+    let devices = view.devices.into_iter().map(|shown| {
+        let (driver, counters) = match reports.remove(&shown.id) {
+            Some(report) => (Some(report.state), by_name(report.counters)),
+            None => (None, BTreeMap::new()),
+        };
+        let device = shown.device.as_ref();
+        DeviceListing {
+            id: shown.id.to_string(),
+            model: device.map(|device| device.model.kind().to_owned()),
+            name: device.map(|device| device.model.name().to_owned()),
+            base: device.map(|device| device.base),
+            irq: device.map(|device| device.irq),
+            state: shown.stage.to_owned(),
+            driver,
+            counters,
+        }
+    });
+    let devices = devices.collect();
+    GuestListing { domid: view.domid, name: view.name, counters: by_name(report.counters), devices }
+}
+
+fn by_name(counters: Vec<Counter>) -> BTreeMap<String, u64> {
+    counters.into_iter().map(|Counter(name, value)| (name, value)).collect()
+}

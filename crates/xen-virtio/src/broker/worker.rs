@@ -1,0 +1,149 @@
+//! A worker as the broker holds it: a channel, a way to end it, and a task that listens.
+//!
+//! The worker is not trusted. What it sends is bounded by the channel, queued a few messages deep, and anything out of
+//! place costs it its life.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::channel::{Channel, ChannelError};
+use crate::protocol::{Answer, Order};
+
+/// Makes workers.
+pub trait Spawner {
+    /// Starts the worker of a guest, and has told it whom to serve.
+    ///
+    /// # Errors
+    /// It cannot be started; the message says what to do.
+    fn spawn(&self, domid: u16) -> anyhow::Result<Spawned>;
+}
+
+/// A worker that has just been started.
+pub struct Spawned {
+    /// The way to talk to it.
+    pub channel: Channel,
+    /// Ends it, at once and without its consent.
+    pub kill: oneshot::Sender<()>,
+    /// Waits for its end, and says how it came.
+    pub ended: Pin<Box<dyn Future<Output = String> + Send>>,
+}
+
+/// What is heard of a worker.
+#[derive(Debug)]
+pub enum Heard {
+    /// It said this.
+    Answer(Answer),
+    /// Its process is gone, and with it all that it had mapped.
+    Ended(String),
+}
+
+/// A worker.
+pub struct Worker {
+    channel: Arc<AsyncFd<Channel>>,
+    kill: mpsc::Sender<&'static str>,
+}
+
+impl Worker {
+    /// Listens to the worker of a guest, on a task of its own; the last thing it passes on is [`Heard::Ended`].
+    ///
+    /// # Errors
+    /// The event loop takes no more descriptors. The worker then sees its broker gone, and ends.
+    pub fn watch(domid: u16, spawned: Spawned, heard: mpsc::Sender<(u16, Heard)>) -> io::Result<Self> {
+        let Spawned { channel, kill: killer, ended } = spawned;
+        let channel = Arc::new(register(channel)?);
+        let (kill, killed) = mpsc::channel(1);
+        let ear = Ear { domid, channel: Arc::clone(&channel), heard };
+        tokio::spawn(ear.listen(killer, ended, killed));
+        Ok(Self { channel, kill })
+    }
+
+    /// Tells it something; one that cannot be told is killed.
+    pub fn tell(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.channel.get_ref().send(order, descriptors) {
+            tracing::error!(name: "worker.deaf", %error, "A worker could not be told what to do");
+            self.kill("it was killed because it could not be told what to do");
+        }
+    }
+
+    /// Ends it; the reason is part of how it is said to have ended.
+    pub fn kill(&self, why: &'static str) {
+        // A full queue means that it is being killed already.
+        let _ = self.kill.try_send(why);
+    }
+}
+
+/// The side of a worker that listens.
+struct Ear {
+    domid: u16,
+    channel: Arc<AsyncFd<Channel>>,
+    heard: mpsc::Sender<(u16, Heard)>,
+}
+
+impl Ear {
+    async fn listen(
+        self,
+        killer: oneshot::Sender<()>,
+        mut ended: Pin<Box<dyn Future<Output = String> + Send>>,
+        mut killed: mpsc::Receiver<&'static str>,
+    ) {
+        let mut is_open = true;
+        let why = loop {
+            tokio::select! {
+                how = &mut ended => return self.pass_end_on(how).await,
+                why = killed.recv() => break why.unwrap_or("it was ended with the broker"),
+                received = self.receive(), if is_open => match received {
+                    Ok(Some(answer)) => self.pass_on(Heard::Answer(answer)).await,
+                    // It has closed its end; what counts is that of its process.
+                    Ok(None) => is_open = false,
+                    Err(error) => {
+                        tracing::error!(name: "worker.babble", domid = self.domid, %error,
+                            "A worker said what no worker says, and is killed");
+                        break "it was killed because it broke the protocol";
+                    }
+                },
+            }
+        };
+        // Fails when the process has just ended, which is what is wanted.
+        let _ = killer.send(());
+        ended.await;
+        self.pass_end_on(why.to_owned()).await;
+    }
+
+    /// Its last words may have arrived before its end was known.
+    async fn pass_end_on(&self, how: String) {
+        while let Ok(Some((answer, _))) = self.channel.get_ref().try_receive() {
+            self.pass_on(Heard::Answer(answer)).await;
+        }
+        self.pass_on(Heard::Ended(how)).await;
+    }
+
+    async fn receive(&self) -> Result<Option<Answer>, ChannelError> {
+        loop {
+            let mut ready = self.channel.readable().await?;
+            match self.channel.get_ref().try_receive() {
+                Err(ChannelError::Io(error)) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
+                received => return Ok(received?.map(|(answer, _)| answer)),
+            }
+        }
+    }
+
+    async fn pass_on(&self, heard: Heard) {
+        // No receiver means that the broker has ended.
+        let _ = self.heard.send((self.domid, heard)).await;
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "deprecated for types that may change or close their descriptor, which a Channel cannot; its replacement \
+              is unsafe, and this crate has no unsafe code"
+)]
+fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
+    AsyncFd::new(channel)
+}

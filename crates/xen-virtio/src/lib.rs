@@ -1,0 +1,20 @@
+//! The program: serves virtio devices to Xen guests.
+//!
+//! `xen-virtio serve` is the *broker* ([`broker`]): it watches what the toolstack asks for ([`toolstack`]), opens what a
+//! device needs, and starts a *worker* ([`worker`]) for each guest, a process of its own that serves all devices of that
+//! guest and knows nothing else. They talk by [`protocol`] over a [`channel`].
+//!
+//! This crate is the only one that knows both Xen and devices; `worker/wiring.rs` puts them together.
+
+pub mod broker;
+pub mod channel;
+pub mod cli;
+pub mod config;
+pub mod failure;
+pub mod list;
+pub mod logging;
+pub mod model;
+pub mod protocol;
+pub mod serve;
+pub mod toolstack;
+pub mod worker;

@@ -1,0 +1,188 @@
+//! `xen-virtio list`: what the running broker serves, for people or as JSON.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use crate::broker::control::{DeviceListing, Listing, Question, SOCKET};
+use crate::failure::Failure;
+
+/// Longer than the broker waits for all its workers.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks the broker whose runtime directory this is, and prints what it says.
+///
+/// # Errors
+/// None runs there, or it does not answer.
+pub fn run(directory: &Path, json: bool) -> Result<(), Failure> {
+    let listing = ask(&directory.join(SOCKET))?;
+    let text =
+        if json { serde_json::to_string_pretty(&listing).context("Cannot print")? + "\n" } else { table(&listing) };
+    // A reader that closes early, such as `head`, has seen what it wanted.
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn ask(socket: &Path) -> anyhow::Result<Listing> {
+    let mut broker = UnixStream::connect(socket).map_err(|error| explain(socket, error))?;
+    let mut exchange = || -> io::Result<Vec<u8>> {
+        broker.set_read_timeout(Some(PATIENCE))?;
+        let question = serde_json::to_string(&Question::List)? + "\n";
+        broker.write_all(question.as_bytes())?;
+        let mut answer = Vec::new();
+        broker.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().with_context(|| format!("xen-virtio does not answer on {}", socket.display()))?;
+    serde_json::from_slice(&answer).context("xen-virtio answered with something else; is it of another version?")
+}
+
+fn explain(socket: &Path, error: io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "xen-virtio does not run; start it with `systemctl start xen-virtio`"
+        }
+        io::ErrorKind::PermissionDenied => "Only root may ask xen-virtio; try again with sudo",
+        _ => "Cannot ask xen-virtio",
+    };
+    anyhow!(error).context(format!("{remedy} (socket {})", socket.display()))
+}
+
+fn table(listing: &Listing) -> String {
+    if listing.guests.is_empty() {
+        return "No guest uses a device of xen-virtio.\n".to_owned();
+    }
+    let mut text = String::new();
+    for guest in &listing.guests {
+        let name = guest.name.as_deref().unwrap_or("(no name)");
+        line(&mut text, format_args!("{} (domain {})", printable(name), guest.domid));
+        for device in &guest.devices {
+            line(&mut text, format_args!("  {}", headline(device)));
+            counters(&mut text, "    ", device.counters.iter());
+        }
+        counters(&mut text, "  ", guest.counters.iter());
+    }
+    text
+}
+
+fn headline(device: &DeviceListing) -> String {
+    let DeviceListing { id, model, name, base, irq, state, driver, counters: _ } = device;
+    let mut text = match (model, name) {
+        (Some(model), Some(name)) => format!("{model} {}", printable(name)),
+        _ => id.clone(),
+    };
+    if let (Some(base), Some(irq)) = (base, irq) {
+        text += &format!(" at {base:#x}, interrupt {irq}");
+    }
+    text += &format!(": {}", printable(state));
+    if let Some(driver) = driver {
+        text += &format!(", driver {}", printable(driver));
+    }
+    text
+}
+
+/// Those that counted anything, as many to a line as fit.
+fn counters<'a>(text: &mut String, indent: &str, counters: impl Iterator<Item = (&'a String, &'a u64)>) {
+    const WIDTH: usize = 100;
+    let mut row = String::new();
+    for (name, value) in counters.filter(|(_, value)| **value > 0) {
+        let item = format!("{} {value}", printable(name));
+        if !row.is_empty() && indent.len() + row.len() + 2 + item.len() > WIDTH {
+            line(text, format_args!("{indent}{row}"));
+            row.clear();
+        }
+        row += if row.is_empty() { "" } else { ", " };
+        row += &item;
+    }
+    if !row.is_empty() {
+        line(text, format_args!("{indent}{row}"));
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "{line}");
+}
+
+/// Words from elsewhere must not move the terminal's cursor.
+fn printable(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::broker::control::GuestListing;
+
+    fn disk() -> DeviceListing {
+        DeviceListing {
+            id: "virtio_disk/51712".into(),
+            model: Some("disk".into()),
+            name: Some("xvda".into()),
+            base: Some(0x200_0000),
+            irq: Some(33),
+            state: "serving".into(),
+            driver: Some("running".into()),
+            counters: BTreeMap::from([("requests".into(), 12), ("faults".into(), 0)]),
+        }
+    }
+
+    fn guest(name: &str, device: DeviceListing) -> Listing {
+        let counters = BTreeMap::from([("traps".into(), 99)]);
+        Listing { guests: vec![GuestListing { domid: 7, name: Some(name.into()), counters, devices: vec![device] }] }
+    }
+
+    #[test]
+    fn a_person_reads_guests_devices_and_what_was_counted() {
+        let text = table(&guest("web", disk()));
+
+        let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running\n    \
+                        requests 12\n  traps 99\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_device_of_which_nothing_is_known_yet_is_shown_by_its_place() {
+        let unknown = DeviceListing {
+            model: None,
+            name: None,
+            base: None,
+            irq: None,
+            driver: None,
+            state: "failed".into(),
+            counters: BTreeMap::new(),
+            ..disk()
+        };
+
+        assert!(table(&guest("web", unknown)).contains("  virtio_disk/51712: failed\n"));
+    }
+
+    #[test]
+    fn h11_names_cannot_steer_the_terminal() {
+        let device = DeviceListing { driver: Some("\u{1b}[2J".into()), ..disk() };
+
+        assert!(!table(&guest("\r\u{1b}]0;x", device)).contains(['\u{1b}', '\r']));
+    }
+
+    #[test]
+    fn long_rows_of_counters_are_broken() {
+        let counters = (0..40).map(|n| (format!("counter_{n}"), 1)).collect();
+
+        let text = table(&guest("web", DeviceListing { counters, ..disk() }));
+
+        assert!(text.lines().count() > 5 && text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+
+    #[test]
+    fn without_a_broker_there_is_a_remedy() {
+        let error = ask(Path::new("/nonexistent/control")).unwrap_err();
+
+        assert!(format!("{error:#}").contains("systemctl start xen-virtio"), "{error:#}");
+    }
+}

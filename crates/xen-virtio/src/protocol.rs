@@ -1,0 +1,166 @@
+//! What the broker and a worker say to each other.
+//!
+//! The broker opens and decides; the worker serves one guest and reports. Worker and broker are one binary at one
+//! version, except across an upgrade, so the first message each way carries [`VERSION`] and anything unknown is an
+//! error. The broker believes nothing a worker says: it may have been taken over by its guest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Device, DeviceId};
+
+/// Changes whenever a message changes its meaning.
+pub const VERSION: u32 = 1;
+
+/// From the broker.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Order {
+    /// The first message: whom to serve. Brings two descriptors, `/dev/xen/privcmd` and `/dev/xen/evtchn`, both
+    /// restricted to this guest.
+    Start {
+        /// [`VERSION`] of the broker.
+        version: u32,
+        /// The guest.
+        domid: u16,
+    },
+    /// Serve this device too. Brings what its model needs: a disk, one descriptor, its image.
+    Attach {
+        /// What it is, and where the guest finds it.
+        device: Device,
+    },
+    /// Finish what is in flight for this device, let go of all it holds, and say so.
+    Detach {
+        /// Which.
+        id: DeviceId,
+    },
+    /// Say how it is going.
+    Report,
+    /// Destroy the IOREQ server, unmap everything and end.
+    Stop,
+}
+
+/// From a worker.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Answer {
+    /// The IOREQ server is there and its pump runs.
+    Started {
+        /// [`VERSION`] of the worker.
+        version: u32,
+    },
+    /// The guest cannot be served at all; the worker ends.
+    Unable {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The device's window is claimed: the guest may touch it.
+    Attached {
+        /// Which.
+        id: DeviceId,
+    },
+    /// The device cannot be served; nothing of it is left.
+    Refused {
+        /// Which.
+        id: DeviceId,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The device is gone, and all memory it held.
+    Detached {
+        /// Which.
+        id: DeviceId,
+    },
+    /// As asked for by [`Order::Report`].
+    Report(Report),
+}
+
+/// How a guest's devices do.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// What counts for the guest as a whole.
+    pub counters: Vec<Counter>,
+    /// Its devices.
+    pub devices: Vec<DeviceReport>,
+}
+
+/// How one device does.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceReport {
+    /// Which.
+    pub id: DeviceId,
+    /// In a word, how far the guest's driver has brought it.
+    pub state: String,
+    /// What counts for it.
+    pub counters: Vec<Counter>,
+}
+
+/// A name and how often, since the worker started.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Counter(pub String, pub u64);
+
+impl Counter {
+    /// Names a number.
+    pub fn new(name: impl Into<String>, value: u64) -> Self {
+        Self(name.into(), value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Channel, ChannelError};
+    use crate::model::sample;
+
+    fn sent_through_a_channel<M: Serialize + serde::de::DeserializeOwned>(message: &M) -> M {
+        let (here, there) = Channel::pair().unwrap();
+        here.send(message, &[]).unwrap();
+        there.try_receive().unwrap().unwrap().0
+    }
+
+    #[test]
+    fn every_message_survives_the_way() {
+        let id = sample::disk("xvda").id;
+        let orders = [
+            Order::Start { version: VERSION, domid: 7 },
+            Order::Attach { device: sample::disk("xvda") },
+            Order::Detach { id },
+            Order::Report,
+            Order::Stop,
+        ];
+        let devices =
+            vec![DeviceReport { id, state: "serving".into(), counters: vec![Counter::new("kicks", u64::MAX)] }];
+        let answers = [
+            Answer::Started { version: VERSION },
+            Answer::Unable { reason: String::new() },
+            Answer::Attached { id },
+            Answer::Refused { id, reason: "a reason with \"quotes\"\n".into() },
+            Answer::Detached { id },
+            Answer::Report(Report { counters: vec![Counter::new("traps", 3)], devices }),
+        ];
+
+        for order in orders {
+            assert_eq!(sent_through_a_channel(&order), order);
+        }
+        for answer in answers {
+            assert_eq!(sent_through_a_channel(&answer), answer);
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_version_is_garbage_and_not_half_understood() {
+        let (here, there) = Channel::pair().unwrap();
+        for strange in [
+            serde_json::json!("go"),
+            serde_json::json!({"stop": {"soon": true}}),
+            serde_json::json!({"start": {"version": 1, "domid": 7, "soon": true}}),
+            serde_json::json!({"start": {"version": 1, "domid": 70_000}}),
+            serde_json::json!({"detach": {"id": {"class": "virtio_disk", "number": -1}}}),
+        ] {
+            here.send(&strange, &[]).unwrap();
+
+            assert!(matches!(there.try_receive::<Order>(), Err(ChannelError::Garbage(_))), "{strange}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `xen-virtio serve`: makes sure of the ground it stands on, then runs the broker.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use xenstore::Store;
+
+use crate::broker::spawn::{OwnBinary, find_xen};
+use crate::broker::{Broker, CLOSING_PATIENCE, Request, Settings, control};
+use crate::cli::Serve;
+use crate::failure::Failure;
+use crate::logging;
+
+/// The lock's name in the runtime directory.
+const LOCK: &str = "lock";
+
+/// Serves until stopped.
+///
+/// # Errors
+/// The machine is not ready for it, or it runs already.
+pub fn run(options: &Serve) -> Result<(), Failure> {
+    logging::for_broker(&options.log).map_err(Failure::Usage)?;
+    find_xen()?;
+    let _lock = take_lock(&options.runtime.directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("Cannot start the event loop")?.block_on(serve(options))
+}
+
+async fn serve(options: &Serve) -> Result<(), Failure> {
+    let store = Store::connect(xenstore::Options::default()).await.map_err(anyhow::Error::from)?;
+    let directory = &options.runtime.directory;
+    let listener = control::listen(directory)
+        .with_context(|| format!("Cannot make the control socket in {}", directory.display()))?;
+    let (requests, for_broker) = mpsc::channel(8);
+    let signals = Signals::catch().context("Cannot catch signals")?;
+    tokio::spawn(control::serve(listener, requests.clone()));
+    tokio::spawn(signals.pass_on(requests));
+    let spawner = OwnBinary::new(&options.log);
+    let settings = Settings { configurations: options.guests.clone(), closing_patience: CLOSING_PATIENCE };
+    let left =
+        Broker::run(store, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;
+    if !left.is_empty() {
+        tracing::warn!(name: "broker.left", guests = ?left,
+            "Stopped; these guests' devices go on working, each served by its worker until the guest ends");
+    }
+    Ok(())
+}
+
+fn announce_ready() {
+    tracing::info!(name: "broker.watching", "Serving; waiting for guests");
+    // Fails where no service manager listens, as in a shell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Makes sure that we are alone: two brokers would both answer the toolstack.
+fn take_lock(directory: &Path) -> Result<File, Failure> {
+    let path = directory.join(LOCK);
+    let make = || {
+        fs::create_dir_all(directory)?;
+        File::options().create(true).truncate(false).write(true).open(&path)
+    };
+    let lock = make().with_context(|| format!("Cannot make {}; run as root, or choose --run", path.display()))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Usage(anyhow!(
+            "xen-virtio runs already and holds {}; stop it first, for instance by `systemctl stop xen-virtio`",
+            path.display()
+        ))),
+        Err(errno) => Err(anyhow!(io::Error::from(errno)).context(format!("Cannot lock {}", path.display())).into()),
+    }
+}
+
+/// The signals that stop us.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn pass_on(mut self, requests: mpsc::Sender<Request>) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        // No receiver means that the broker has ended.
+        let _ = requests.send(Request::Stop).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h12_a_second_broker_is_refused_until_the_first_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = take_lock(directory.path()).unwrap();
+
+        let second = take_lock(directory.path());
+        drop(first);
+        let third = take_lock(directory.path());
+
+        assert!(matches!(second, Err(Failure::Usage(why)) if why.to_string().contains("runs already")));
+        assert!(third.is_ok());
+    }
+
+    #[test]
+    fn a_runtime_directory_that_cannot_be_made_is_named() {
+        let error = take_lock(Path::new("/proc/xen-virtio")).unwrap_err();
+
+        assert!(matches!(error, Failure::Environment(why) if format!("{why:#}").contains("/proc/xen-virtio/lock")));
+    }
+}

@@ -1,0 +1,379 @@
+//! libxl's protocol for virtio disks: where its nodes are, what they hold, what they mean.
+//!
+//! Pure: text in, checked values out. Only the backend's directory is read, which the toolstack writes and the guest
+//! cannot; nothing in the frontend's directory is believed. Even so, each key may be missing or malformed.
+//! Source: libxl_disk.c, libxl_device.c and libxl_arm.c of Xen 4.17 to 4.20.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::lifecycle::Sight;
+use crate::model::{Class, DeviceId, WINDOW_BYTES};
+
+/// The protocols served.
+pub const CLASSES: [Class; 1] = [Class::VirtioDisk];
+
+/// The keys of a virtio disk that mean something to us.
+pub const DISK_KEYS: [&str; 11] = [
+    "frontend-id",
+    "specification",
+    "transport",
+    "params",
+    "dev",
+    "mode",
+    "device-type",
+    "discard-enable",
+    "base",
+    "irq",
+    "grant_usage",
+];
+
+/// xenbus's states, as far as they are compared with or written.
+pub mod state {
+    /// `XenbusStateInitialising`.
+    pub const NEW: &str = "1";
+    /// `XenbusStateInitWait`: what libxl waits for, exactly, before the guest runs.
+    pub const READY: &str = "2";
+    /// `XenbusStateClosed`: what libxl waits for before the domain is destroyed.
+    pub const CLOSED: &str = "6";
+}
+
+/// The interrupts a guest can have: shared ones, of the GIC (Arm GIC architecture, INTIDs 32 to 1019).
+const SPI: RangeInclusive<u32> = 32..=1019;
+
+/// A device of a guest, by its place in xenstore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The guest.
+    pub domid: u16,
+    /// Its device.
+    pub id: DeviceId,
+}
+
+impl Place {
+    /// Its directory, relative to our own domain's.
+    pub fn directory(&self) -> String {
+        format!("{}/{}/{}", class_directory(self.id.class), self.domid, self.id.number)
+    }
+
+    /// Finds the device that a path, at or below its directory, belongs to.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let mut parts = path.split('/');
+        if parts.next() != Some("backend") {
+            return None;
+        }
+        let directory = parts.next()?;
+        let class = CLASSES.into_iter().find(|class| class.directory() == directory)?;
+        Some(Self { domid: canonical(parts.next()?)?, id: DeviceId { class, number: canonical(parts.next()?)? } })
+    }
+}
+
+/// Where a class has its devices, relative to our own domain's directory.
+pub fn class_directory(class: Class) -> String {
+    format!("backend/{}", class.directory())
+}
+
+/// What `state` and `online` of a device say.
+pub fn sight(state: Option<&str>, online: Option<&str>) -> Option<Sight> {
+    let Some(state) = state else { return Some(Sight::Absent) };
+    match state {
+        "6" => Some(Sight::Closed),
+        "5" => Some(Sight::Closing),
+        "1" | "2" | "3" | "4" if online == Some("0") => Some(Sight::Closing),
+        "1" => Some(Sight::New),
+        "2" | "3" | "4" => Some(Sight::Live),
+        _ => None,
+    }
+}
+
+/// A disk as libxl describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskNode {
+    /// The image: `target=` of xl's disk specification.
+    pub target: PathBuf,
+    /// Its name for the toolstack: `xvda`.
+    pub vdev: String,
+    /// The guest must not write.
+    pub read_only: bool,
+    /// The guest may give blocks back.
+    pub discard: bool,
+    /// Guest-physical address of its registers.
+    pub base: u64,
+    /// Its interrupt.
+    pub irq: u32,
+}
+
+/// Why a description is not served.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum KeyError {
+    /// libxl always writes it.
+    #[error("The toolstack did not write the key {0:?}")]
+    Missing(&'static str),
+    /// It is not what libxl writes there.
+    #[error("The toolstack wrote {value:?} as {key:?}, where {wanted} is expected")]
+    Malformed {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// The guest shall share its memory by grants only.
+    #[error(
+        "The disk has grant_usage=1, and xen-virtio reaches this guest's memory by foreign mapping only; \
+         write grant_usage=0 in the disk's specification"
+    )]
+    Grants,
+}
+
+impl DiskNode {
+    /// Reads a disk's keys.
+    ///
+    /// # Errors
+    /// A key is missing, or holds what libxl would never write.
+    pub fn parse(domid: u16, keys: &BTreeMap<&'static str, String>) -> Result<Self, KeyError> {
+        let keys = Keys(keys);
+        keys.expect("frontend-id", &domid.to_string(), "the guest's domain id")?;
+        keys.expect("specification", "virtio", "\"virtio\"")?;
+        keys.expect("transport", "mmio", "\"mmio\"")?;
+        // Absent before Xen 4.18, where it follows from the backend's domain.
+        if keys.0.get("grant_usage").is_some_and(|value| value != "0") {
+            return Err(KeyError::Grants);
+        }
+        let cdrom = keys.choose("device-type", ["disk", "cdrom"])?;
+        Ok(Self {
+            target: keys.text("params", "a path")?.into(),
+            vdev: keys.text("dev", "a device name such as xvda")?.into(),
+            read_only: keys.choose("mode", ["w", "r"])? || cdrom,
+            discard: keys.choose("discard-enable", ["0", "1"])?,
+            base: keys.number("base", "an address that leaves room for the registers", |base| {
+                base.checked_add(WINDOW_BYTES).is_some().then_some(base)
+            })?,
+            irq: keys.number("irq", "a shared interrupt, 32 to 1019", |irq| {
+                u32::try_from(irq).ok().filter(|irq| SPI.contains(irq))
+            })?,
+        })
+    }
+}
+
+struct Keys<'a>(&'a BTreeMap<&'static str, String>);
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &'static str) -> Result<&'a str, KeyError> {
+        self.0.get(key).map(String::as_str).ok_or(KeyError::Missing(key))
+    }
+
+    fn text(&self, key: &'static str, wanted: &'static str) -> Result<&'a str, KeyError> {
+        let value = self.get(key)?;
+        let fits = !value.is_empty() && !value.chars().any(char::is_control);
+        fits.then_some(value).ok_or_else(|| malformed(key, value, wanted))
+    }
+
+    fn expect(&self, key: &'static str, only: &str, wanted: &'static str) -> Result<(), KeyError> {
+        let value = self.get(key)?;
+        (value == only).then_some(()).ok_or_else(|| malformed(key, value, wanted))
+    }
+
+    /// Whether it is the second of two words.
+    fn choose(&self, key: &'static str, words: [&'static str; 2]) -> Result<bool, KeyError> {
+        let value = self.get(key)?;
+        let found = words.iter().position(|word| *word == value);
+        found.map(|index| index == 1).ok_or_else(|| malformed(key, value, "one of its two words"))
+    }
+
+    fn number<T>(
+        &self,
+        key: &'static str,
+        wanted: &'static str,
+        check: impl Fn(u64) -> Option<T>,
+    ) -> Result<T, KeyError> {
+        let value = self.get(key)?;
+        any_base(value).and_then(check).ok_or_else(|| malformed(key, value, wanted))
+    }
+}
+
+fn malformed(key: &'static str, value: &str, wanted: &'static str) -> KeyError {
+    /// Enough to recognise it by; a value can be 4 KiB.
+    const SHOWN: usize = 64;
+    KeyError::Malformed { key, value: value.chars().take(SHOWN).collect(), wanted }
+}
+
+/// A number in the bases of C's `strtoull(s, NULL, 0)`: libxl writes decimal here and hexadecimal there.
+fn any_base(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, radix) = match lower.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None if lower.len() > 1 && lower.starts_with('0') => (&*lower, 8),
+        None => (&*lower, 10),
+    };
+    // `from_str_radix` takes a sign, which no address has.
+    let plain = digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    u64::from_str_radix(digits, radix).ok().filter(|_| plain)
+}
+
+/// A decimal number spelled as libxl spells it, so that no two paths mean the same device.
+fn canonical<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse::<T>().ok().filter(|number| number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place = Place { domid: 5, id: DeviceId { class: Class::VirtioDisk, number: 51712 } };
+
+    /// What Xen 4.17's libxl writes for `access=rw,vdev=xvda,backendtype=standalone,specification=virtio`.
+    fn keys() -> BTreeMap<&'static str, String> {
+        let pairs = [
+            ("frontend-id", "5"),
+            ("specification", "virtio"),
+            ("transport", "mmio"),
+            ("params", "/dev/vg/root"),
+            ("dev", "xvda"),
+            ("mode", "w"),
+            ("device-type", "disk"),
+            ("discard-enable", "1"),
+            ("base", "33554432"),
+            ("irq", "33"),
+        ];
+        pairs.map(|(key, value)| (key, value.to_owned())).into()
+    }
+
+    fn parse_with(key: &'static str, value: &str) -> Result<DiskNode, KeyError> {
+        let mut keys = keys();
+        keys.insert(key, value.into());
+        DiskNode::parse(5, &keys)
+    }
+
+    #[test]
+    fn what_libxl_writes_is_understood() {
+        let disk = DiskNode::parse(5, &keys()).unwrap();
+
+        let expected = DiskNode {
+            target: "/dev/vg/root".into(),
+            vdev: "xvda".into(),
+            read_only: false,
+            discard: true,
+            base: 0x0200_0000,
+            irq: 33,
+        };
+        assert_eq!(disk, expected);
+    }
+
+    #[test]
+    fn a_base_is_read_in_any_base_of_c() {
+        for (text, base) in [("0x2000000", 0x200_0000), ("0X2000200", 0x200_0200), ("0100", 64), ("0", 0)] {
+            assert_eq!(parse_with("base", text).map(|disk| disk.base), Ok(base), "{text}");
+        }
+    }
+
+    #[test]
+    fn read_only_disks_and_cdroms_are_read_only() {
+        assert!(parse_with("mode", "r").unwrap().read_only);
+        assert!(parse_with("device-type", "cdrom").unwrap().read_only);
+    }
+
+    #[test]
+    fn h04_a_missing_key_is_named() {
+        for key in keys().into_keys() {
+            let mut keys = keys();
+            keys.remove(key);
+
+            assert_eq!(DiskNode::parse(5, &keys), Err(KeyError::Missing(key)));
+        }
+    }
+
+    #[test]
+    fn h04_malformed_values_are_refused_and_shown_in_part() {
+        let long = "9".repeat(4096);
+        let rows = [
+            ("base", ""),
+            ("base", "-1"),
+            ("base", "+1"),
+            ("base", "0x"),
+            ("base", "0x+1"),
+            ("base", "089"),
+            ("base", "1 "),
+            ("base", "18446744073709551616"),
+            ("base", "18446744073709551615"),
+            ("base", &long),
+            ("irq", "31"),
+            ("irq", "1020"),
+            ("irq", "4294967329"),
+            ("irq", "SPI"),
+            ("mode", "rw"),
+            ("mode", ""),
+            ("device-type", "floppy"),
+            ("discard-enable", "2"),
+            ("frontend-id", "6"),
+            ("specification", "xen"),
+            ("transport", "pci"),
+            ("params", ""),
+            ("params", "/img\n"),
+            ("dev", "\u{1b}[2J"),
+        ];
+        for (key, value) in rows {
+            let error = parse_with(key, value).unwrap_err();
+
+            assert!(matches!(&error, KeyError::Malformed { key: named, .. } if *named == key), "{key}={value:?}");
+            assert!(error.to_string().len() < 250, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_shares_by_grants_is_refused_with_the_remedy() {
+        assert_eq!(parse_with("grant_usage", "1"), Err(KeyError::Grants));
+        assert!(parse_with("grant_usage", "0").is_ok());
+    }
+
+    #[test]
+    fn states_and_online_are_seen_as_one() {
+        let rows = [
+            (None, None, Some(Sight::Absent)),
+            (None, Some("1"), Some(Sight::Absent)),
+            (Some("1"), Some("1"), Some(Sight::New)),
+            (Some("1"), None, Some(Sight::New)),
+            (Some("2"), Some("1"), Some(Sight::Live)),
+            (Some("4"), Some("1"), Some(Sight::Live)),
+            (Some("4"), Some("0"), Some(Sight::Closing)),
+            (Some("5"), Some("1"), Some(Sight::Closing)),
+            (Some("6"), Some("0"), Some(Sight::Closed)),
+            (Some("0"), Some("1"), None),
+            (Some("7"), Some("0"), None),
+            (Some("two"), Some("0"), None),
+            (Some(""), Some("0"), None),
+        ];
+        for (state, online, expected) in rows {
+            assert_eq!(sight(state, online), expected, "state {state:?}, online {online:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_finds_its_device_and_back() {
+        assert_eq!(PLACE.directory(), "backend/virtio_disk/5/51712");
+        assert_eq!(Place::of_path("backend/virtio_disk/5/51712"), Some(PLACE));
+        assert_eq!(Place::of_path("backend/virtio_disk/5/51712/state"), Some(PLACE));
+    }
+
+    #[test]
+    fn h04_paths_that_are_no_devices_find_none() {
+        for path in [
+            "backend/virtio_disk",
+            "backend/virtio_disk/5",
+            "backend/virtio_disk/5/",
+            "backend/virtio_disk/05/51712",
+            "backend/virtio_disk/+5/51712",
+            "backend/virtio_disk/65536/51712",
+            "backend/virtio_disk/5/4294967296",
+            "backend/vbd/5/51712",
+            "/backend/virtio_disk/5/51712",
+            "@releaseDomain",
+            "",
+        ] {
+            assert_eq!(Place::of_path(path), None, "{path}");
+        }
+    }
+}

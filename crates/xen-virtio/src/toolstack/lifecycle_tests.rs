@@ -1,0 +1,194 @@
+//! Every stage meets every event; then the walks that real toolstacks take.
+
+use super::*;
+use crate::model::Class;
+
+const A: DeviceId = DeviceId { class: Class::VirtioDisk, number: 51712 };
+const B: DeviceId = DeviceId { class: Class::VirtioDisk, number: 51728 };
+
+/// From which stage, what happens, to which stage, what is to be done.
+type Row<T> = (Option<Stage>, T, Option<Stage>, Vec<Action>);
+
+fn failed(id: DeviceId, reason: &str) -> Action {
+    Action::Publish(id, News::Failed(reason.into()))
+}
+
+fn closed(id: DeviceId) -> Action {
+    Action::Publish(id, News::Closed)
+}
+
+fn dead(reason: &str) -> Stage {
+    Stage::Dead(Some(reason.into()))
+}
+
+fn ended(how: &str) -> Event {
+    Event::WorkerEnded(how.into())
+}
+
+/// A guest whose only device is in `stage`, with the worker such a guest has.
+fn guest_with(stage: Option<Stage>) -> Lifecycle {
+    let worker = match stage {
+        Some(Stage::Attaching | Stage::Serving | Stage::Detaching(_)) => Worker::Running,
+        Some(Stage::Prepared | Stage::Detached(_)) => Worker::Stopping,
+        Some(Stage::Preparing | Stage::Dead(_)) | None => Worker::Absent,
+    };
+    Lifecycle { devices: stage.map(|stage| (A, stage)).into_iter().collect(), worker }
+}
+
+/// A guest with a device in `stage` for `A`, beside one that is served as `B`.
+fn guest_with_neighbour(stage: Stage) -> Lifecycle {
+    Lifecycle { devices: [(A, stage), (B, Stage::Serving)].into(), worker: Worker::Running }
+}
+
+fn check(stage: Option<Stage>, event: Event, then: Option<Stage>, todo: &[Action]) {
+    let mut guest = guest_with(stage.clone());
+
+    let actions = guest.handle(event.clone());
+
+    assert_eq!((guest.stage(A), &*actions), (then.as_ref(), todo), "{stage:?} meets {event:?}");
+}
+
+#[test]
+fn what_xenstore_shows() {
+    use Sight::{Absent, Closed, Closing, Live, New};
+    use Stage::{Attaching, Detached, Detaching, Preparing, Serving};
+    use Then::{Bury, Close, Forget};
+    let reported = Action::Report(A, Trouble::Foreign);
+    let detach = Action::Detach(A);
+    let gone = None::<Stage>;
+    let rows: Vec<Row<Sight>> = vec![
+        (None, New, Some(Preparing), vec![Action::Prepare(A)]),
+        (None, Live, Some(Stage::Dead(None)), vec![reported]),
+        (None, Closing, gone.clone(), vec![closed(A)]),
+        (None, Closed, gone.clone(), vec![]),
+        (None, Absent, gone.clone(), vec![]),
+        (Some(Preparing), New, Some(Preparing), vec![]),
+        (Some(Preparing), Live, Some(Preparing), vec![]),
+        (Some(Preparing), Closing, gone.clone(), vec![closed(A)]),
+        (Some(Preparing), Absent, gone.clone(), vec![]),
+        (Some(Stage::Prepared), Closing, gone.clone(), vec![closed(A)]),
+        (Some(Stage::Prepared), Absent, gone.clone(), vec![]),
+        (Some(Attaching), New, Some(Attaching), vec![]),
+        (Some(Attaching), Closing, Some(Detaching(Close)), vec![detach.clone()]),
+        (Some(Attaching), Absent, Some(Detaching(Forget)), vec![detach.clone()]),
+        (Some(Serving), New, Some(Serving), vec![Action::Publish(A, News::Ready)]),
+        (Some(Serving), Live, Some(Serving), vec![]),
+        (Some(Serving), Closing, Some(Detaching(Close)), vec![detach.clone()]),
+        (Some(Serving), Closed, Some(Detaching(Forget)), vec![detach.clone()]),
+        (Some(Serving), Absent, Some(Detaching(Forget)), vec![detach]),
+        (Some(Detaching(Close)), Closing, Some(Detaching(Close)), vec![]),
+        (Some(Detaching(Close)), Absent, Some(Detaching(Forget)), vec![]),
+        (Some(Detaching(Bury)), Closing, Some(Detaching(Close)), vec![]),
+        (Some(Detaching(Forget)), New, Some(Detaching(Forget)), vec![]),
+        (Some(Detached(Bury)), Closing, Some(Detached(Close)), vec![]),
+        (Some(Detached(Close)), Absent, Some(Detached(Forget)), vec![]),
+        (Some(dead("why")), New, Some(dead("why")), vec![failed(A, "why")]),
+        (Some(Stage::Dead(None)), New, Some(Stage::Dead(None)), vec![]),
+        (Some(Stage::Dead(None)), Live, Some(Stage::Dead(None)), vec![]),
+        (Some(dead("why")), Absent, gone.clone(), vec![]),
+        (Some(dead("why")), Closing, gone.clone(), vec![closed(A)]),
+        (Some(Stage::Dead(None)), Closed, gone, vec![]),
+    ];
+    for (stage, sight, then, todo) in rows {
+        check(stage, Event::Seen(A, sight), then, &todo);
+    }
+}
+
+#[test]
+fn what_worker_and_preparation_say() {
+    use Stage::{Attaching, Detached, Detaching, Preparing, Serving};
+    use Then::{Bury, Close, Forget};
+    let died = |how: &str| Action::Report(A, Trouble::WorkerDied(how.into()));
+    let refused = || Event::Refused(A, "why".into());
+    let (attach, stop, ready) = (Action::Attach(A), Action::StopWorker, Action::Publish(A, News::Ready));
+    let rows: Vec<Row<Event>> = vec![
+        (Some(Preparing), Event::Prepared(A), Some(Attaching), vec![attach.clone()]),
+        (Some(Preparing), refused(), Some(dead("why")), vec![failed(A, "why")]),
+        (Some(Attaching), Event::Attached(A), Some(Serving), vec![ready]),
+        (Some(Attaching), refused(), Some(dead("why")), vec![failed(A, "why"), stop.clone()]),
+        (Some(Attaching), ended("boom"), Some(dead("boom")), vec![failed(A, "boom")]),
+        (Some(Serving), ended("boom"), Some(Stage::Dead(None)), vec![died("boom")]),
+        (Some(Detaching(Close)), Event::Detached(A), Some(Detached(Close)), vec![stop.clone()]),
+        (Some(Detaching(Close)), refused(), Some(Detached(Close)), vec![stop]),
+        (Some(Detaching(Close)), Event::Attached(A), Some(Detaching(Close)), vec![]),
+        (Some(Detaching(Close)), ended("boom"), None, vec![closed(A)]),
+        (Some(Detaching(Forget)), ended("boom"), None, vec![]),
+        (Some(Detaching(Bury)), ended("boom"), Some(Stage::Dead(None)), vec![]),
+        (Some(Detached(Close)), ended("in order"), None, vec![closed(A)]),
+        (Some(Detached(Forget)), ended("in order"), None, vec![]),
+        (Some(Detached(Bury)), ended("in order"), Some(Stage::Dead(None)), vec![]),
+        (Some(Stage::Prepared), ended("in order"), Some(Attaching), vec![attach]),
+        (Some(Preparing), ended("in order"), Some(Preparing), vec![]),
+    ];
+    for (stage, event, then, todo) in rows {
+        check(stage, event, then, &todo);
+    }
+}
+
+#[test]
+fn words_that_nobody_waits_for_change_nothing() {
+    let stages = [None, Some(Stage::Serving), Some(Stage::Detached(Then::Close)), Some(dead("why"))];
+    for stage in stages {
+        for event in [Event::Prepared(A), Event::Attached(A), Event::Detached(A), Event::Refused(A, "no".into())] {
+            check(stage.clone(), event, stage.clone(), &[]);
+        }
+    }
+}
+
+#[test]
+fn a_dead_domain_is_let_go_of_at_once_and_not_taken_for_a_foreign_one_after() {
+    let mut guest = guest_with(Some(Stage::Serving));
+
+    assert_eq!(guest.handle(Event::DomainGone), [Action::Detach(A)]);
+    assert_eq!(guest.handle(Event::Detached(A)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), []);
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Live)), []);
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Absent)), []);
+    assert!(guest.is_over());
+}
+
+#[test]
+fn the_last_device_is_closed_only_when_the_worker_has_ended() {
+    let mut guest = guest_with_neighbour(Stage::Serving);
+
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Closing)), [Action::Detach(A)]);
+    assert_eq!(guest.handle(Event::Seen(B, Sight::Closing)), [Action::Detach(B)]);
+    assert_eq!(guest.handle(Event::Detached(A)), [closed(A)]);
+    assert_eq!(guest.handle(Event::Detached(B)), [Action::StopWorker]);
+    assert!(guest.is_closing());
+    assert_eq!(guest.handle(ended("in order")), [closed(B)]);
+    assert!(guest.is_over());
+}
+
+#[test]
+fn a_worker_that_does_not_let_go_is_killed_and_the_toolstack_answered() {
+    let mut guest = guest_with_neighbour(Stage::Serving);
+    let _ = guest.handle(Event::Seen(A, Sight::Closing));
+
+    assert_eq!(guest.handle(Event::Overdue), [Action::KillWorker]);
+    let died = Action::Report(B, Trouble::WorkerDied("killed".into()));
+    assert_eq!(guest.handle(ended("killed")), [closed(A), died]);
+}
+
+#[test]
+fn nothing_is_overdue_without_a_worker() {
+    check(Some(dead("why")), Event::Overdue, Some(dead("why")), &[]);
+}
+
+#[test]
+fn a_refused_device_leaves_its_neighbour_alone() {
+    let mut guest = guest_with_neighbour(Stage::Attaching);
+
+    assert_eq!(guest.handle(Event::Refused(A, "why".into())), [failed(A, "why")]);
+    assert_eq!(guest.stage(B), Some(&Stage::Serving));
+}
+
+#[test]
+fn a_device_that_comes_while_the_worker_ends_gets_a_new_worker() {
+    let mut guest = guest_with(Some(Stage::Detached(Then::Close)));
+
+    assert_eq!(guest.handle(Event::Seen(B, Sight::New)), [Action::Prepare(B)]);
+    assert_eq!(guest.handle(Event::Prepared(B)), []);
+    assert_eq!(guest.handle(ended("in order")), [closed(A), Action::Attach(B)]);
+    assert_eq!(guest.handle(Event::Attached(B)), [Action::Publish(B, News::Ready)]);
+}

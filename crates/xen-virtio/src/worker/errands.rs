@@ -1,0 +1,77 @@
+//! What other threads leave for the worker's main thread to do.
+//!
+//! The pump may not wait and a lane has its own work, so both only note what is to be done and ring a bell.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+
+use crate::model::DeviceId;
+
+/// The notes and the bell.
+#[derive(Clone)]
+pub(super) struct Errands(Arc<Inner>);
+
+struct Inner {
+    bell: OwnedFd,
+    /// Guest memory went stale since the main thread last looked.
+    stale: AtomicBool,
+    /// Devices that have come to rest. The threads that end them and the main thread meet here for a moment.
+    at_rest: Mutex<Vec<DeviceId>>,
+}
+
+impl Errands {
+    /// None yet.
+    ///
+    /// # Errors
+    /// No eventfd is to be had.
+    pub(super) fn new() -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Inner { bell, stale: AtomicBool::new(false), at_rest: Mutex::default() })))
+    }
+
+    /// Mappings of guest memory went stale. However often it is said, the bell rings once until someone looks.
+    pub(super) fn memory_went_stale(&self) {
+        if !self.0.stale.swap(true, Ordering::AcqRel) {
+            self.ring();
+        }
+    }
+
+    /// A device that was told to stop has nothing in flight any more.
+    pub(super) fn came_to_rest(&self, id: DeviceId) {
+        self.0.at_rest.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.ring();
+    }
+
+    /// Whether memory went stale since the last look.
+    pub(super) fn take_stale(&self) -> bool {
+        self.0.stale.swap(false, Ordering::AcqRel)
+    }
+
+    /// The devices that came to rest since the last look.
+    pub(super) fn take_at_rest(&self) -> Vec<DeviceId> {
+        std::mem::take(&mut *self.0.at_rest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Silences the bell; to be done before looking.
+    pub(super) fn silence(&self) {
+        // It fails if the bell does not ring.
+        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
+    }
+
+    fn ring(&self) {
+        // It fails if the bell has rung for 2^64 notes, and rings on.
+        let _ = rustix::io::write(&self.0.bell, &1_u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Errands {
+    /// Readable while the bell rings.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.bell.as_fd()
+    }
+}

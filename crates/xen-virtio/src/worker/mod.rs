@@ -1,0 +1,84 @@
+//! `xen-virtio worker`: serves one guest, and knows nothing else.
+//!
+//! A fresh process that the broker starts with a socket as standard input; all else it needs comes over that socket,
+//! already opened and already restricted to its guest. Its main thread obeys the broker and does the errands that other
+//! threads leave; the pump serves the guest's accesses and lanes do its I/O, so that nothing here delays the guest.
+//!
+//! If the broker dies the worker goes on serving, and ends when its guest has. If its own code panics it aborts: the
+//! IOREQ server stays, as it was, with Xen.
+
+mod devices;
+mod errands;
+mod interrupt;
+mod memory;
+mod orders;
+mod wiring;
+mod xen;
+
+use std::io::stdin;
+use std::os::fd::AsFd;
+use std::panic::{self, AssertUnwindSafe};
+use std::process;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use guest_memory::PageSource;
+use ioreq::{EventChannels, Hypervisor};
+
+use crate::channel::Channel;
+use crate::cli::LOG_VARIABLE;
+use crate::failure::Failure;
+use crate::logging::{self, HeldBack};
+use crate::protocol::{Answer, Order, VERSION};
+use errands::Errands;
+use orders::Service;
+use wiring::Guest;
+use xen::Xen;
+
+/// Serves the guest that the broker names, until it is told to stop or the guest is gone.
+///
+/// # Errors
+/// It was not started by a broker, or the guest cannot be served.
+pub fn run() -> Result<(), Failure> {
+    // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
+    let served = panic::catch_unwind(AssertUnwindSafe(|| {
+        let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
+        let (xen, held_back) = begin(&channel)?;
+        serve(channel, xen.hypervisor, xen.events, xen.pages, held_back)
+    }));
+    served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
+}
+
+/// Serves the guest that these are of, by orders from `channel`.
+///
+/// # Errors
+/// It cannot be served, of which the broker has been told; or something of it is left behind at the end.
+pub fn serve(
+    channel: Channel,
+    hypervisor: Arc<dyn Hypervisor>,
+    events: Arc<dyn EventChannels>,
+    pages: impl PageSource,
+    held_back: HeldBack,
+) -> anyhow::Result<()> {
+    let errands = Errands::new().context("Cannot make an eventfd")?;
+    let guest = Guest::start(hypervisor, events, pages, errands.clone()).inspect_err(|error| {
+        // If the broker is gone as well, the log has it.
+        let _ = channel.send(&Answer::Unable { reason: format!("{error:#}") }, &[]);
+    })?;
+    channel.send(&Answer::Started { version: VERSION }, &[])?;
+    Service::new(guest, errands, held_back).run(channel)
+}
+
+fn begin(channel: &Channel) -> anyhow::Result<(Xen, HeldBack)> {
+    let first = orders::receive(channel).context("This command is for `xen-virtio serve` to start")?;
+    let Some((Order::Start { version, domid }, descriptors)) = first else {
+        bail!("The broker did not begin with whom to serve");
+    };
+    let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "info".to_owned());
+    let held_back = logging::for_worker(&filter, domid)?;
+    if version != VERSION {
+        bail!("The broker speaks version {version} and this worker {VERSION}; restart xen-virtio");
+    }
+    let [privcmd, evtchn] = <[_; 2]>::try_from(descriptors).ok().context("The broker sent no Xen devices")?;
+    Ok((Xen::new(domid, privcmd, evtchn)?, held_back))
+}

@@ -1,0 +1,216 @@
+//! Where Xen and devices meet: everything a guest's worker is made of, put together.
+//!
+//! One IOREQ server and one pump for the guest; one bus that the pump carries accesses to; one cache of the guest's
+//! pages that all lanes share. Each device is a backend behind a virtio-mmio transport, with a window that is claimed
+//! on the bus before Xen sends accesses there, and an interrupt line.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use guest_memory::{Budget, MapCache, PageSource};
+use io_bus::{Bus, Claim, Space, Window};
+use ioreq::{Buffering, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
+use virtio_backend::Backend;
+use virtio_mmio::Transport;
+
+use super::errands::Errands;
+use super::interrupt::XenLine;
+use crate::model::{Device, DeviceId, WINDOW_BYTES};
+use crate::protocol::{Counter, DeviceReport, Report};
+
+/// How long devices may take to come to rest when the worker ends all at once.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A guest that is served.
+pub(super) struct Guest {
+    // In the order in which they are to end.
+    devices: BTreeMap<DeviceId, Served>,
+    pump: Pump,
+    server: Arc<IoreqServer>,
+    cache: Arc<MapCache>,
+    bus: Arc<Bus>,
+    hypervisor: Arc<dyn Hypervisor>,
+    errands: Errands,
+}
+
+/// A device that is served. Xen stops sending accesses before the bus stops taking them.
+struct Served {
+    _mapped: MappedWindow,
+    _claim: Claim,
+    transport: Arc<Transport>,
+}
+
+impl Guest {
+    /// Makes the guest's IOREQ server and serves it; it has no windows yet.
+    ///
+    /// # Errors
+    /// Xen or the kernel refuses; nothing stays behind.
+    pub(super) fn start(
+        hypervisor: Arc<dyn Hypervisor>,
+        events: Arc<dyn EventChannels>,
+        pages: impl PageSource,
+        errands: Errands,
+    ) -> anyhow::Result<Self> {
+        let server = IoreqServer::create(Arc::clone(&hypervisor), Buffering::Off)?;
+        let bus = Bus::new();
+        let cache = MapCache::new(pages, Budget::default());
+        let memory = Arc::new(Memory { cache: Arc::clone(&cache), errands: errands.clone() });
+        let pump = Pump::spawn(Arc::clone(&server), events, Arc::clone(&bus), memory)?;
+        Ok(Self { devices: BTreeMap::new(), pump, server, cache, bus, hypervisor, errands })
+    }
+
+    /// Serves a device: when this returns, the guest may touch it.
+    ///
+    /// # Errors
+    /// Its window is taken or Xen refuses it; nothing of it stays behind.
+    pub(super) fn attach(&mut self, device: &Device, backend: Arc<dyn Backend>) -> anyhow::Result<()> {
+        let Device { id, base, irq, model } = device;
+        if self.devices.contains_key(id) {
+            bail!("The device is served already");
+        }
+        let line = Arc::new(XenLine { hypervisor: Arc::clone(&self.hypervisor), irq: *irq });
+        let transport = Transport::new(backend, line, Arc::clone(&self.cache), model.name())?;
+        let window = Window::new(Space::Mmio, *base, WINDOW_BYTES).context("Its registers have no place")?;
+        let claim = self.bus.claim(window, Arc::clone(&transport) as Arc<dyn io_bus::Device>)?;
+        let mapped = self.server.map(window)?;
+        self.devices.insert(*id, Served { _mapped: mapped, _claim: claim, transport });
+        Ok(())
+    }
+
+    /// Tells a device to stop. Its id is left with the errands when it has nothing in flight any more; until it is
+    /// [removed](Self::remove) its registers answer.
+    pub(super) fn stop_device(&self, id: DeviceId) {
+        let errands = self.errands.clone();
+        match self.devices.get(&id) {
+            Some(served) => served.transport.stop().then(move || errands.came_to_rest(id)),
+            None => errands.came_to_rest(id),
+        }
+    }
+
+    /// Takes away a device that has come to rest, and unmaps what was mapped for it.
+    pub(super) fn remove(&mut self, id: DeviceId) {
+        self.devices.remove(&id);
+        // Mappings do not know for which device they were made; the others map again what they need.
+        self.cache.invalidate();
+        self.unmap_stale();
+    }
+
+    /// Whether it has no device.
+    pub(super) fn is_idle(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Whether Xen still has our IOREQ server: it ends with the guest.
+    pub(super) fn is_alive(&self) -> bool {
+        // It is enabled, so this changes nothing.
+        self.hypervisor.set_enabled(self.server.id(), true).is_ok()
+    }
+
+    /// Unmaps guest memory that went stale and that no request holds, even if its devices idle.
+    pub(super) fn unmap_stale(&self) {
+        self.devices.values().for_each(|served| served.transport.release_memory());
+        self.cache.sweep();
+    }
+
+    /// How it is going.
+    pub(super) fn report(&self) -> Report {
+        let devices = self.devices.iter().map(|(id, served)| DeviceReport {
+            id: *id,
+            state: served.transport.state().to_string(),
+            counters: served.transport.counters().into_iter().map(|(name, n)| Counter::new(name, n)).collect(),
+        });
+        Report { counters: self.counters(), devices: devices.collect() }
+    }
+
+    /// Ends everything: devices, then the pump, then the IOREQ server.
+    ///
+    /// # Errors
+    /// A vCPU still waits in the IOREQ server, which is left to Xen.
+    pub(super) fn stop(self) -> anyhow::Result<()> {
+        self.rest_all();
+        let Self { devices, pump, server, .. } = self;
+        drop(devices);
+        pump.stop();
+        Ok(server.close()?)
+    }
+
+    fn rest_all(&self) {
+        let (at_rest, ended) = mpsc::channel::<()>();
+        for served in self.devices.values() {
+            let at_rest = at_rest.clone();
+            served.transport.stop().then(move || drop(at_rest));
+        }
+        drop(at_rest);
+        // Nothing is ever sent: it ends when the last of them is dropped.
+        if ended.recv_timeout(STOP_PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!(name: "worker.restless", "A device did not come to rest in time");
+        }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let ioreq::Counts {
+            requests,
+            reads,
+            writes,
+            posted_writes: _,
+            invalidations,
+            bad_requests,
+            unclaimed,
+            panics,
+            spurious_wakes,
+            overflows,
+            failed_signals,
+        } = self.pump.counts();
+        let guest_memory::Stats {
+            hits,
+            refills,
+            misses,
+            map_calls,
+            pages_mapped,
+            holes,
+            evictions,
+            invalidations: _,
+            busy,
+            bytes_mapped,
+            bytes_pinned,
+        } = self.cache.stats();
+        let pairs = [
+            ("traps", requests),
+            ("trap_reads", reads),
+            ("trap_writes", writes),
+            ("invalidations", invalidations),
+            ("bad_requests", bad_requests),
+            ("unclaimed_accesses", unclaimed),
+            ("panics", panics),
+            ("spurious_wakes", spurious_wakes),
+            ("overflows", overflows),
+            ("failed_signals", failed_signals),
+            ("cache_hits", hits),
+            ("cache_refills", refills),
+            ("cache_misses", misses),
+            ("cache_map_calls", map_calls),
+            ("cache_pages_mapped", pages_mapped),
+            ("cache_holes", holes),
+            ("cache_evictions", evictions),
+            ("cache_busy", busy),
+            ("cache_bytes_mapped", bytes_mapped),
+            ("cache_bytes_pinned", bytes_pinned),
+        ];
+        pairs.map(|(name, value)| Counter::new(name, value)).into()
+    }
+}
+
+/// The guest's memory, as the pump knows it. Without string instructions to memory, of which Arm has none.
+struct Memory {
+    cache: Arc<MapCache>,
+    errands: Errands,
+}
+
+impl GuestRam for Memory {
+    fn invalidate(&self) {
+        self.cache.invalidate();
+        self.errands.memory_went_stale();
+    }
+}

@@ -1,0 +1,91 @@
+//! The program itself, on a machine that need not run Xen.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+use std::process::{Command, Output, Stdio};
+
+fn xen_virtio(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xen-virtio"))
+        .args(arguments)
+        .env_remove("XEN_VIRTIO_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn words(output: &[u8]) -> String {
+    String::from_utf8(output.to_vec()).unwrap()
+}
+
+fn runs_on_xen() -> bool {
+    std::path::Path::new("/dev/xen/privcmd").exists()
+}
+
+#[test]
+fn help_says_what_it_is_for_and_hides_the_worker() {
+    let output = xen_virtio(&["--help"]);
+
+    let text = words(&output.stdout);
+    assert!(output.status.success());
+    assert!(text.contains("Serves virtio devices to Xen guests") && text.contains("serve") && text.contains("list"));
+    assert!(!text.contains("worker"), "{text}");
+}
+
+#[test]
+fn help_of_a_command_says_what_its_exit_codes_mean() {
+    let text = words(&xen_virtio(&["serve", "--help"]).stdout);
+
+    assert!(text.contains("Exit code") && text.contains("/etc/xen-virtio/guests"), "{text}");
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2_with_the_usage() {
+    for arguments in [&["sreve"][..], &[], &["serve", "--gests", "/"], &["list", "extra"]] {
+        let output = xen_virtio(arguments);
+
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(words(&output.stderr).contains("Usage"), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_log_filter_that_makes_no_sense_is_exit_code_2() {
+    let output = xen_virtio(&["serve", "--log", "louder=!"]);
+
+    assert_eq!(output.status.code(), Some(2));
+    assert!(words(&output.stderr).contains("try info"));
+}
+
+#[test]
+fn without_xen_serve_is_exit_code_1_with_a_remedy_and_leaves_nothing() {
+    if runs_on_xen() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+
+    let output = xen_virtio(&["serve", "--run", run.to_str().unwrap()]);
+
+    let text = words(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("/dev/xen/privcmd") && text.contains("does not run on Xen"), "{text}");
+    assert!(!run.exists());
+}
+
+#[test]
+fn without_a_broker_list_is_exit_code_1_with_a_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+
+    let output = xen_virtio(&["list", "--run", directory.path().to_str().unwrap()]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output.stderr).contains("systemctl start xen-virtio"));
+}
+
+#[test]
+fn a_worker_started_by_hand_says_that_it_is_not_meant_to_be() {
+    let output = xen_virtio(&["worker"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(words(&output.stderr).contains("for `xen-virtio serve` to start"), "{}", words(&output.stderr));
+}

@@ -1,0 +1,244 @@
+//! From the toolstack's nodes to the bytes in an image: the broker, a worker's own code and a guest with the drivers of
+//! `virtio_drivers`. Only the process boundary, xenstored and Xen are played.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+mod rig;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use rig::{PATIENCE, Rig, XVDA, XVDB, wait_until};
+use rustix::io::Errno;
+use testkit::driver::{GuestHal, MmioTransport, VcpuWindow};
+use testkit::memory::FakeForeignMemory;
+use testkit::xen::{DmOp, FakeXen};
+use tokio::sync::oneshot;
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use xen_virtio::broker::worker::{Spawned, Spawner};
+use xen_virtio::broker::{CLOSING_PATIENCE, Request};
+use xen_virtio::channel::Channel;
+use xen_virtio::logging::HeldBack;
+use xen_virtio::worker;
+
+const RAM: u64 = 0x4000_0000;
+const RAM_BYTES: u64 = 16 << 20;
+/// What drivers may use; tests balloon out the rest.
+const DRIVERS_BYTES: u64 = 8 << 20;
+const BASE_A: u64 = 0x0200_0000;
+const BASE_B: u64 = 0x0200_0200;
+
+type Disk = VirtIOBlk<GuestHal, MmioTransport<VcpuWindow>>;
+
+/// A guest, as far as Xen has it.
+#[derive(Clone)]
+struct Domain {
+    xen: Arc<FakeXen>,
+    memory: FakeForeignMemory,
+}
+
+impl Domain {
+    fn new() -> Self {
+        Self { xen: FakeXen::new(2), memory: FakeForeignMemory::new(&[(RAM, RAM_BYTES)]) }
+    }
+
+    /// Runs `program` in the guest.
+    fn run<T>(&self, program: impl FnOnce(&Self) -> T) -> T {
+        GuestHal::boot(self.memory.clone(), RAM, RAM + DRIVERS_BYTES);
+        program(self)
+    }
+
+    fn disk(&self, base: u64) -> Disk {
+        VirtIOBlk::new(MmioTransport(VcpuWindow { vcpu: self.xen.vcpu(0), base })).unwrap()
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.xen.servers().is_empty() && self.memory.counts().live == 0
+    }
+}
+
+/// Runs workers as threads of the test's process. All guests share one domain's Xen.
+struct ThreadSpawner(Domain);
+
+impl Spawner for ThreadSpawner {
+    fn spawn(&self, _domid: u16) -> anyhow::Result<Spawned> {
+        let (channel, there) = Channel::pair()?;
+        let (end, ended) = oneshot::channel();
+        let (kill, _killed) = oneshot::channel();
+        let Domain { xen, memory } = self.0.clone();
+        thread::spawn(move || {
+            let served = worker::serve(there, xen.hypervisor(), xen.channels(), memory, HeldBack::default());
+            // The broker may have ended.
+            let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
+        });
+        Ok(Spawned { channel, kill, ended: Box::pin(async { ended.await.unwrap() }) })
+    }
+}
+
+fn start(domain: &Domain) -> Rig {
+    Rig::start_with(ThreadSpawner(domain.clone()), CLOSING_PATIENCE, |_| {})
+}
+
+fn create(rig: &Rig, number: u32, name: &str) -> std::path::PathBuf {
+    let image = rig.image(name, 1 << 20);
+    rig.create_disk(5, number, &image);
+    image
+}
+
+fn destroy(rig: &Rig, numbers: &[u32]) {
+    numbers.iter().for_each(|number| rig.close_disk(5, *number));
+    numbers.iter().for_each(|number| rig.wait_for_state(5, *number, "6"));
+}
+
+fn sector_of(image: &Path, sector: u64) -> [u8; SECTOR_SIZE] {
+    let mut data = [0; SECTOR_SIZE];
+    std::fs::File::open(image).unwrap().read_exact_at(&mut data, sector * SECTOR_SIZE as u64).unwrap();
+    data
+}
+
+#[test]
+fn a_guest_reads_and_writes_its_disk_and_leaves_nothing_behind() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    let image = rig.image("disk.img", 1 << 20);
+    std::fs::File::options().write(true).open(&image).unwrap().write_all_at(&[0xa5; 4096], 4096).unwrap();
+    rig.create_disk(5, XVDA, &image);
+    rig.wait_for_state(5, XVDA, "2");
+
+    let read = domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        assert_eq!(disk.capacity(), 2048);
+        disk.write_blocks(100, &[0x5a; 2 * SECTOR_SIZE]).unwrap();
+        disk.flush().unwrap();
+        let mut read = [0; SECTOR_SIZE];
+        disk.read_blocks(8, &mut read).unwrap();
+        read
+    });
+    destroy(&rig, &[XVDA]);
+
+    assert_eq!(read, [0xa5; SECTOR_SIZE]);
+    assert_eq!(sector_of(&image, 101), [0x5a; SECTOR_SIZE]);
+    assert!(domain.xen.irq(33) > 0, "interrupts come by the line that libxl gave");
+    assert!(domain.is_forgotten());
+}
+
+#[test]
+fn two_disks_of_a_guest_are_two_disks_behind_one_server() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    let (first, second) = (create(&rig, XVDA, "a.img"), create(&rig, XVDB, "b.img"));
+    rig.wait_for_state(5, XVDA, "2");
+    rig.wait_for_state(5, XVDB, "2");
+
+    domain.run(|domain| {
+        domain.disk(BASE_A).write_blocks(0, &[1; SECTOR_SIZE]).unwrap();
+        domain.disk(BASE_B).write_blocks(0, &[2; SECTOR_SIZE]).unwrap();
+    });
+    let servers = domain.xen.servers().len();
+    destroy(&rig, &[XVDA, XVDB]);
+
+    assert_eq!((sector_of(&first, 0)[0], sector_of(&second, 0)[0], servers), (1, 2, 1));
+    assert!(domain.is_forgotten());
+}
+
+#[test]
+fn a_disk_that_is_taken_away_leaves_the_other_working() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    create(&rig, XVDA, "a.img");
+    let second = create(&rig, XVDB, "b.img");
+    rig.wait_for_state(5, XVDA, "2");
+    rig.wait_for_state(5, XVDB, "2");
+
+    domain.run(|domain| {
+        let _first = domain.disk(BASE_A);
+        let mut disk = domain.disk(BASE_B);
+        disk.write_blocks(0, &[1; SECTOR_SIZE]).unwrap();
+        destroy(&rig, &[XVDA]);
+        disk.write_blocks(0, &[2; SECTOR_SIZE]).unwrap();
+        std::mem::forget(_first);
+    });
+
+    assert_eq!(sector_of(&second, 0), [2; SECTOR_SIZE]);
+    destroy(&rig, &[XVDB]);
+    assert!(domain.is_forgotten());
+}
+
+#[test]
+fn b04_pages_that_are_ballooned_out_are_given_back_while_the_disk_idles() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    let image = create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+
+    domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        disk.write_blocks(0, &[1; SECTOR_SIZE]).unwrap();
+        let mapped = domain.memory.counts().live;
+        domain.memory.balloon_out(RAM + DRIVERS_BYTES, 16);
+        domain.xen.vcpu(0).invalidate().unwrap();
+
+        wait_until(|| domain.memory.counts().live == 0);
+        disk.write_blocks(1, &[2; SECTOR_SIZE]).unwrap();
+        assert!(mapped > 0);
+    });
+
+    assert_eq!((sector_of(&image, 0)[0], sector_of(&image, 1)[0]), (1, 2));
+}
+
+#[test]
+fn windows_that_overlap_fail_the_later_creation_only() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    let image = create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+    rig.write_disk(5, XVDB, &rig.image("b.img", 1 << 20));
+    rig.set(&rig::node(5, XVDB, "base"), &BASE_A.to_string());
+    rig.set(&rig::node(5, XVDB, "state"), "1");
+
+    let reason = rig.wait_for_refusal(5, XVDB);
+    domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[1; SECTOR_SIZE]).unwrap());
+
+    assert!(reason.contains("overlaps"), "{reason}");
+    assert_eq!(sector_of(&image, 0), [1; SECTOR_SIZE]);
+}
+
+#[test]
+fn a_xen_without_ioreq_servers_fails_the_creation_with_the_reason() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    domain.xen.fail_next(DmOp::CreateServer, Errno::OPNOTSUPP);
+    create(&rig, XVDA, "a.img");
+
+    let reason = rig.wait_for_refusal(5, XVDA);
+
+    assert!(reason.contains("create an IOREQ server"), "{reason}");
+    create(&rig, XVDB, "b.img");
+    rig.wait_for_state(5, XVDB, "2");
+}
+
+#[test]
+fn a_guest_outlives_the_broker_and_its_worker_does_not_outlive_the_guest() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    let image = create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+    rig.request(Request::Stop);
+    let directory = rig.directory.path().to_owned();
+    let kept = directory.join("kept.img");
+    std::fs::hard_link(&image, &kept).unwrap();
+
+    domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        disk.write_blocks(0, &[7; SECTOR_SIZE]).unwrap();
+        std::mem::forget(disk);
+    });
+    let written = sector_of(&kept, 0);
+    domain.xen.kill_guest();
+
+    assert_eq!(written, [7; SECTOR_SIZE]);
+    wait_until(|| domain.memory.counts().live == 0);
+    let _ = PATIENCE;
+}

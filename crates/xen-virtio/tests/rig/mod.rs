@@ -1,0 +1,313 @@
+//! A broker that runs on a thread of its own, with a xenstored and workers that do as a test says.
+//!
+//! The test is the toolstack: it writes what libxl writes and waits for what libxl waits for.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as std_mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tempfile::TempDir;
+use testkit::xenstored::Xenstored;
+use tokio::sync::{mpsc, oneshot};
+use xen_virtio::broker::worker::{Spawned, Spawner};
+use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
+use xen_virtio::channel::{Channel, ChannelError};
+use xen_virtio::model::{Class, Device, DeviceId};
+use xen_virtio::protocol::{Answer, Order, VERSION};
+use xenstore::{Address, Options, Store};
+
+/// Longer than anything here takes on the slowest machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const XVDA: u32 = 51712;
+pub const XVDB: u32 = 51728;
+
+pub fn disk_id(number: u32) -> DeviceId {
+    DeviceId { class: Class::VirtioDisk, number }
+}
+
+/// A broker and all around it.
+pub struct Rig {
+    pub xenstored: Xenstored,
+    pub directory: TempDir,
+    pub requests: mpsc::Sender<Request>,
+    broker: Option<JoinHandle<Vec<u16>>>,
+}
+
+impl Rig {
+    /// Starts a broker over what `before` has put into xenstore.
+    pub fn start_with(spawner: impl Spawner + Send + 'static, patience: Duration, before: impl FnOnce(&Self)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let xenstored = Xenstored::start(directory.path().join("xenstored")).unwrap();
+        let (requests, for_broker) = mpsc::channel(8);
+        let mut rig = Self { xenstored, directory, requests, broker: None };
+        rig.set("/local/domain/0/domid", "0");
+        before(&rig);
+        let socket = rig.xenstored.socket().to_owned();
+        let settings = Settings { configurations: rig.directory.path().to_owned(), closing_patience: patience };
+        let (ready, is_ready) = std_mpsc::channel();
+        rig.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
+        is_ready.recv_timeout(PATIENCE).expect("the broker gets ready");
+        rig
+    }
+
+    pub fn start() -> (Self, Workers) {
+        let (spawner, workers) = workers();
+        (Self::start_with(spawner, CLOSING_PATIENCE, |_| {}), workers)
+    }
+
+    pub fn set(&self, path: &str, value: &str) {
+        self.xenstored.set(path, value);
+    }
+
+    /// Makes a file of `size` bytes that can be a disk.
+    pub fn image(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+        path
+    }
+
+    /// As `xl create` does, up to the point where it waits.
+    pub fn create_disk(&self, domid: u16, number: u32, image: &Path) {
+        self.write_disk(domid, number, image);
+        self.set(&node(domid, number, "state"), "1");
+    }
+
+    /// All of a disk but its state, which makes it whole.
+    pub fn write_disk(&self, domid: u16, number: u32, image: &Path) {
+        let index = (number - XVDA) / 16;
+        let vdev = format!("xvd{}", char::from(b'a' + u8::try_from(index).unwrap()));
+        self.xenstored.introduce_domain(domid);
+        self.set(&format!("/local/domain/{domid}/name"), &format!("guest-{domid}"));
+        self.set(&format!("/local/domain/{domid}/vm"), &format!("/vm/0000-{domid}"));
+        for (key, value) in [
+            ("frontend-id", &*domid.to_string()),
+            ("online", "1"),
+            ("params", image.to_str().unwrap()),
+            ("dev", &vdev),
+            ("mode", "w"),
+            ("device-type", "disk"),
+            ("discard-enable", "1"),
+            ("specification", "virtio"),
+            ("transport", "mmio"),
+            ("base", &(0x0200_0000 + index * 0x200).to_string()),
+            ("irq", &(33 + index).to_string()),
+        ] {
+            self.set(&node(domid, number, key), value);
+        }
+    }
+
+    /// As `xl destroy` does, up to the point where it waits.
+    pub fn close_disk(&self, domid: u16, number: u32) {
+        self.set(&node(domid, number, "online"), "0");
+        self.set(&node(domid, number, "state"), "5");
+    }
+
+    pub fn state(&self, domid: u16, number: u32) -> Option<String> {
+        self.text(&node(domid, number, "state"))
+    }
+
+    pub fn text(&self, path: &str) -> Option<String> {
+        self.xenstored.get(path).map(|value| String::from_utf8(value).unwrap())
+    }
+
+    #[track_caller]
+    pub fn wait_for_state(&self, domid: u16, number: u32, state: &str) {
+        let reached = self.xenstored.wait_for_value(&node(domid, number, "state"), state);
+        assert!(reached, "state of {domid}/{number} is {:?} and not {state}", self.state(domid, number));
+    }
+
+    /// Waits until the broker has refused the device, and gives its reason.
+    #[track_caller]
+    pub fn wait_for_refusal(&self, domid: u16, number: u32) -> String {
+        wait_until(|| self.state(domid, number).is_none());
+        self.text(&node(domid, number, "error")).expect("a reason")
+    }
+
+    /// Waits until the broker has dealt with everything that happened before.
+    pub fn settle(&self) {
+        let (reply, views) = oneshot::channel();
+        // Twice: what is under way between xenstored and the broker when the first is asked is done at the second.
+        for reply in [Some(reply), None] {
+            let reply = reply.unwrap_or_else(|| oneshot::channel().0);
+            self.requests.blocking_send(Request::List(reply)).unwrap();
+        }
+        drop(views.blocking_recv());
+    }
+
+    pub fn request(&self, request: Request) {
+        self.requests.blocking_send(request).unwrap();
+    }
+
+    /// Waits for the broker's end; gives the guests it leaves to their workers.
+    pub fn end(mut self) -> Vec<u16> {
+        self.broker.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(broker) = self.broker.take() {
+            let _ = self.requests.blocking_send(Request::Stop);
+            let ended = broker.join();
+            assert!(ended.is_ok() || thread::panicking(), "the broker panicked");
+        }
+    }
+}
+
+fn run_broker(
+    socket: PathBuf,
+    spawner: impl Spawner,
+    settings: Settings,
+    requests: mpsc::Receiver<Request>,
+    ready: std_mpsc::Sender<()>,
+) -> Vec<u16> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = Options { addresses: vec![Address::Socket(socket)], patience: PATIENCE };
+        let store = Store::connect(options).await.unwrap();
+        Broker::run(store, spawner, settings, requests, || ready.send(()).unwrap()).await.unwrap()
+    })
+}
+
+pub fn node(domid: u16, number: u32, key: &str) -> String {
+    format!("/local/domain/0/backend/virtio_disk/{domid}/{number}/{key}")
+}
+
+#[track_caller]
+pub fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Hands what the broker starts to the test.
+pub struct TestSpawner(std_mpsc::Sender<TestWorker>);
+
+/// The workers that were started, in order.
+pub struct Workers(std_mpsc::Receiver<TestWorker>);
+
+pub fn workers() -> (TestSpawner, Workers) {
+    let (started, workers) = std_mpsc::channel();
+    (TestSpawner(started), Workers(workers))
+}
+
+impl Spawner for TestSpawner {
+    fn spawn(&self, domid: u16) -> anyhow::Result<Spawned> {
+        let (channel, there) = Channel::pair()?;
+        let (end, ended) = oneshot::channel();
+        let (kill, killed) = oneshot::channel();
+        let (was_killed, is_killed) = std_mpsc::channel();
+        let ended = Box::pin(async move {
+            tokio::select! {
+                how = ended => how.unwrap_or_else(|_| "it was dropped by the test".to_owned()),
+                Ok(()) = killed => {
+                    let _ = was_killed.send(());
+                    "signal: 9".to_owned()
+                }
+            }
+        });
+        self.0.send(TestWorker { domid, channel: there, end, is_killed }).unwrap();
+        Ok(Spawned { channel, kill, ended })
+    }
+}
+
+impl Workers {
+    #[track_caller]
+    pub fn next(&self) -> TestWorker {
+        let worker = self.0.recv_timeout(PATIENCE).expect("a worker is started");
+        worker.say(&Answer::Started { version: VERSION });
+        worker
+    }
+
+    pub fn none(&self) -> bool {
+        self.0.try_recv().is_err()
+    }
+}
+
+/// The other end of a worker: what its process would do, the test does.
+pub struct TestWorker {
+    pub domid: u16,
+    pub channel: Channel,
+    end: oneshot::Sender<String>,
+    is_killed: std_mpsc::Receiver<()>,
+}
+
+impl TestWorker {
+    #[track_caller]
+    pub fn order(&self) -> (Order, Vec<OwnedFd>) {
+        let timeout = Timespec::try_from(PATIENCE).unwrap();
+        let ready = poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert_eq!(ready, 1, "the broker says nothing");
+        self.channel.try_receive().unwrap().expect("the broker is there")
+    }
+
+    pub fn has_no_order(&self) -> bool {
+        let received = self.channel.try_receive::<Order>();
+        matches!(received, Err(ChannelError::Io(error)) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Expects to be told to serve a device.
+    #[track_caller]
+    pub fn told_to_attach(&self) -> (Device, Vec<OwnedFd>) {
+        match self.order() {
+            (Order::Attach { device }, descriptors) => (device, descriptors),
+            (other, _) => panic!("told {other:?}"),
+        }
+    }
+
+    /// Is told to serve a device, and does.
+    #[track_caller]
+    pub fn attach(&self) -> Device {
+        let (device, _) = self.told_to_attach();
+        self.say(&Answer::Attached { id: device.id });
+        device
+    }
+
+    #[track_caller]
+    pub fn told_to_detach(&self, number: u32) {
+        assert_eq!(self.order().0, Order::Detach { id: disk_id(number) });
+    }
+
+    #[track_caller]
+    pub fn detach(&self, number: u32) {
+        self.told_to_detach(number);
+        self.say(&Answer::Detached { id: disk_id(number) });
+    }
+
+    /// Is told to end, and does.
+    #[track_caller]
+    pub fn stop(self) {
+        assert_eq!(self.order().0, Order::Stop);
+        self.end("exit status: 0");
+    }
+
+    pub fn say(&self, answer: &Answer) {
+        self.channel.send(answer, &[]).unwrap();
+    }
+
+    pub fn end(self, how: &str) {
+        self.end.send(how.to_owned()).unwrap();
+    }
+
+    #[track_caller]
+    pub fn wait_until_killed(&self) {
+        self.is_killed.recv_timeout(PATIENCE).expect("the worker is killed");
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.is_killed.try_recv().is_ok()
+    }
+
+    pub fn socket(&self) -> impl AsFd + '_ {
+        &self.channel
+    }
+}
