@@ -44,12 +44,20 @@ struct Segment {
 /// What a driver wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
+    /// The serial, at the start of the writable part.
+    GetId,
+    /// Something of the storage.
+    Io(Io),
+}
+
+/// What a driver wants of the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Io {
     /// Disk to the start of the writable part.
     Read(Span),
     /// What is behind the header, to disk.
     Write(Span),
     Flush,
-    GetId,
     Discard(Span),
     WriteZeroes {
         span: Span,
@@ -101,16 +109,16 @@ impl Rules {
         }
         let (sector, room) = (header.sector.get(), writable.len().saturating_sub(1));
         let data = readable.len() - HEADER_LEN;
-        match header.kind.get() {
-            VIRTIO_BLK_T_IN => self.transfer(sector, room).map(Command::Read),
-            VIRTIO_BLK_T_OUT => self.writable()?.transfer(sector, data).map(Command::Write),
-            VIRTIO_BLK_T_FLUSH => Ok(Command::Flush),
-            VIRTIO_BLK_T_GET_ID if room == SERIAL_LEN => Ok(Command::GetId),
-            VIRTIO_BLK_T_GET_ID => Err(wrong("the buffer for the serial has not 20 bytes")),
-            VIRTIO_BLK_T_DISCARD => self.writable()?.discarded(readable),
-            VIRTIO_BLK_T_WRITE_ZEROES => self.writable()?.zeroed(readable),
-            _ => Err(unsupported("its type is unknown")),
-        }
+        Ok(Command::Io(match header.kind.get() {
+            VIRTIO_BLK_T_IN => Io::Read(self.transfer(sector, room)?),
+            VIRTIO_BLK_T_OUT => Io::Write(self.writable()?.transfer(sector, data)?),
+            VIRTIO_BLK_T_FLUSH => Io::Flush,
+            VIRTIO_BLK_T_DISCARD => self.writable()?.discarded(readable)?,
+            VIRTIO_BLK_T_WRITE_ZEROES => self.writable()?.zeroed(readable)?,
+            VIRTIO_BLK_T_GET_ID if room == SERIAL_LEN => return Ok(Command::GetId),
+            VIRTIO_BLK_T_GET_ID => return Err(wrong("the buffer for the serial has not 20 bytes")),
+            _ => return Err(unsupported("its type is unknown")),
+        }))
     }
 
     fn writable(&self) -> Result<&Self, Refusal> {
@@ -125,7 +133,7 @@ impl Rules {
         self.span(sector, len / SECTOR_SIZE)
     }
 
-    fn discarded(&self, readable: &Buffers) -> Result<Command, Refusal> {
+    fn discarded(&self, readable: &Buffers) -> Result<Io, Refusal> {
         if !self.discard {
             return Err(unsupported("discard is not offered"));
         }
@@ -134,17 +142,17 @@ impl Rules {
         if segment.flags.get() != 0 {
             return Err(unsupported("a discard with flags"));
         }
-        self.segment_span(&segment).map(Command::Discard)
+        self.segment_span(&segment).map(Io::Discard)
     }
 
-    fn zeroed(&self, readable: &Buffers) -> Result<Command, Refusal> {
+    fn zeroed(&self, readable: &Buffers) -> Result<Io, Refusal> {
         let segment = segment(readable)?;
         let flags = segment.flags.get();
         if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
             return Err(unsupported("a write-zeroes with unknown flags"));
         }
         let may_unmap = self.discard && flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-        self.segment_span(&segment).map(|span| Command::WriteZeroes { span, may_unmap })
+        self.segment_span(&segment).map(|span| Io::WriteZeroes { span, may_unmap })
     }
 
     fn segment_span(&self, segment: &Segment) -> Result<Span, Refusal> {

@@ -14,7 +14,7 @@ use virtio_backend::{Fault, GuestFault, Request, Ring, Wake, Worker};
 use crate::config::SERIAL_LEN;
 use crate::counters::Counters;
 use crate::engine::{Done, Engine, Op, Transfer};
-use crate::request::{Command, HEADER_LEN, Refusal, Rules, Status};
+use crate::request::{Command, HEADER_LEN, Io, Refusal, Rules, Status};
 
 /// What the lanes of a disk share from one reset to the next.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ pub(crate) struct DiskWorker {
     pub(crate) life: Arc<Life>,
     pub(crate) counters: Arc<Counters>,
     /// By head: what the engine works on.
-    pub(crate) held: Vec<Option<(Request, Command)>>,
+    pub(crate) held: Vec<Option<(Request, Io)>>,
 }
 
 impl DiskWorker {
@@ -49,11 +49,8 @@ impl DiskWorker {
                 request.writable.write(0, &self.serial);
                 answer(ring, request, Status::Ok, SERIAL_LEN)
             }
-            Ok(Command::Flush) if self.life.flush_failed.load(Relaxed) => {
-                self.counters.errors.add(1);
-                answer(ring, request, Status::IoError, 0)
-            }
-            Ok(command) => self.submit(request, command),
+            Ok(Command::Io(Io::Flush)) if self.flush_failed() => self.fail(ring, request),
+            Ok(Command::Io(io)) => self.submit(request, io),
             Err(Refusal { status, reason }) => {
                 self.counters.refusals.add(1);
                 tracing::debug!(name: "disk.refused", head, reason);
@@ -62,21 +59,21 @@ impl DiskWorker {
         }
     }
 
-    fn submit(&mut self, mut request: Request, command: Command) -> Result<(), Fault> {
-        let head = request.head();
-        let op = match command {
-            Command::Read(span) => Op::Read(Transfer { memory: mem::take(&mut request.writable), at: 0, span }),
-            Command::Write(span) => {
+    fn submit(&mut self, mut request: Request, io: Io) -> Result<(), Fault> {
+        let (head, stable) = (request.head(), self.stable);
+        let op = match io {
+            Io::Read(span) => Op::Read(Transfer { memory: mem::take(&mut request.writable), at: 0, span }),
+            Io::Write(span) => {
                 let memory = mem::take(&mut request.readable);
-                Op::Write { transfer: Transfer { memory, at: HEADER_LEN, span }, stable: self.stable }
+                Op::Write { transfer: Transfer { memory, at: HEADER_LEN, span }, stable }
             }
-            Command::Discard(span) => Op::Discard(span),
-            Command::WriteZeroes { span, may_unmap } => Op::WriteZeroes { span, may_unmap, stable: self.stable },
-            Command::Flush | Command::GetId => Op::Flush,
+            Io::Flush => Op::Flush,
+            Io::Discard(span) => Op::Discard(span),
+            Io::WriteZeroes { span, may_unmap } => Op::WriteZeroes { span, may_unmap, stable },
         };
         let place = self.held.get_mut(usize::from(head)).filter(|place| place.is_none());
         let place = place.ok_or_else(|| Fault::Bug(format!("no place for request {head}")))?;
-        *place = Some((request, command));
+        *place = Some((request, io));
         self.engine.submit(head, op).map_err(|error| Fault::Bug(format!("request {head} not submitted: {error}")))
     }
 
@@ -95,54 +92,46 @@ impl DiskWorker {
 
     fn complete(&mut self, ring: &mut Ring, done: Done) -> Result<(), Fault> {
         let held = self.held.get_mut(usize::from(done.tag)).and_then(Option::take);
-        let (mut request, command) = held.ok_or_else(|| Fault::Bug(format!("request {} is not held", done.tag)))?;
-        match command {
-            Command::Read(_) => request.writable = done.memory,
+        let (mut request, io) = held.ok_or_else(|| Fault::Bug(format!("request {} is not held", done.tag)))?;
+        let mut written = 0;
+        match io {
+            Io::Read(_) => {
+                request.writable = done.memory;
+                written = request.writable.len().saturating_sub(1);
+            }
             _ => request.readable = done.memory,
         }
         match done.result {
-            Ok(()) => answer(ring, request, Status::Ok, self.count(command)),
+            // Of two flushes at a time the kernel tells one of the failure that concerns both.
+            Ok(()) if io == Io::Flush && self.flush_failed() => self.fail(ring, request),
+            Ok(()) => {
+                self.counters.done(io);
+                answer(ring, request, Status::Ok, written)
+            }
             Err(error) => {
-                self.note_failure(command, &error);
-                answer(ring, request, Status::IoError, 0)
+                self.note_failure(io, &error);
+                self.fail(ring, request)
             }
         }
     }
 
-    /// Counts what was done. Returns how many bytes it put into the driver's buffers.
-    fn count(&self, command: Command) -> usize {
-        let counters = &self.counters;
-        match command {
-            Command::Read(span) => {
-                counters.reads.add(1);
-                counters.bytes_read.add(span.len);
-                return usize::try_from(span.len).unwrap_or(usize::MAX);
-            }
-            Command::Write(span) => {
-                counters.writes.add(1);
-                counters.bytes_written.add(span.len);
-            }
-            Command::Flush | Command::GetId => {
-                counters.flushes.add(1);
-            }
-            Command::Discard(_) => {
-                counters.discards.add(1);
-            }
-            Command::WriteZeroes { .. } => {
-                counters.zeroings.add(1);
-            }
-        }
-        0
+    fn flush_failed(&self) -> bool {
+        self.life.flush_failed.load(Relaxed)
     }
 
-    fn note_failure(&self, command: Command, error: &io::Error) {
-        let failures = self.counters.errors.add(1);
-        if command == Command::Flush {
+    fn fail(&self, ring: &mut Ring, request: Request) -> Result<(), Fault> {
+        self.counters.errors.add(1);
+        answer(ring, request, Status::IoError, 0)
+    }
+
+    fn note_failure(&self, io: Io, error: &io::Error) {
+        if io == Io::Flush {
             self.life.flush_failed.store(true, Relaxed);
         }
         // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
+        let failures = self.counters.host_failures.add(1);
         if failures.is_power_of_two() {
-            tracing::error!(name: "disk.io_error", ?command, %error, failures, "The host failed a request of the disk");
+            tracing::error!(name: "disk.io_error", ?io, %error, failures, "The host failed a request of the disk");
         }
     }
 }

@@ -13,7 +13,7 @@ mod uring;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use guest_memory::Buffers;
 
@@ -128,16 +128,23 @@ pub trait Engine: Send {
 /// `depth` is zero.
 pub fn open(kind: EngineKind, target: &Target, depth: u16) -> io::Result<Box<dyn Engine>> {
     if depth == 0 {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        return Err(io::ErrorKind::InvalidInput.into());
     }
     if kind == EngineKind::IoUring {
         match Uring::new(target.clone(), depth) {
             Ok(engine) => return Ok(Box::new(engine)),
-            Err(error) => tracing::warn!(
-                name: "disk.no_io_uring", %error,
-                "io_uring is not available; the disk is served by plain system calls (see sysctl kernel.io_uring_disabled)"
-            ),
+            Err(error) => SAID_ONCE.call_once(|| say_without_io_uring(&error)),
         }
     }
     Ok(Box::new(Plain::new(target.clone(), depth)))
+}
+
+/// A guest can start its disk as often as it likes; the host stays the same.
+static SAID_ONCE: Once = Once::new();
+
+fn say_without_io_uring(error: &io::Error) {
+    tracing::warn!(
+        name: "disk.no_io_uring", %error,
+        "io_uring is not available; disks are served by plain system calls (see sysctl kernel.io_uring_disabled)"
+    );
 }

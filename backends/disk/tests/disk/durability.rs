@@ -133,7 +133,7 @@ on_each_engine! {
         assert_eq!(rig.flush(), IOERR);
         assert_eq!(rig.write(1, &[8; SECTOR]), OK);
         assert_eq!(rig.flush(), IOERR);
-        assert_eq!(rig.counter("errors"), 3);
+        assert_eq!((rig.counter("errors"), rig.counter("host_failures")), (3, 1));
         assert_eq!(rig.read(0, 1).status, OK);
 
         let rig = rig.reset();
