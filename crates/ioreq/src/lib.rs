@@ -12,6 +12,7 @@
 //!
 //! Devices are known by their bus only; guest memory through [`GuestRam`]; Xen through the
 //! traits of `xen.rs`, which [`GuestDomain`] and [`GuestChannels`] implement over the kernel's devices.
+#![forbid(unsafe_code)]
 
 mod access;
 mod buffered;
