@@ -1,0 +1,382 @@
+//! A lane's life: what wakes it, what it tells the driver, and how it ends.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use guest_memory::{Budget, MapCache};
+use rustix::event::{EventfdFlags, eventfd};
+use testkit::driver::{Descriptor, RawQueue};
+use testkit::memory::FakeForeignMemory;
+use virtio_backend::{
+    Backend, Counters, Fault, Identity, Lane, LaneSetup, Ring, RingPosition, RingSetup, Signals, Wake, Worker,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const BASE: u64 = 0x4000_0000;
+const SIZE: u16 = 8;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a lane said, in order.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Used(Vec<usize>),
+    NeedsReset(String),
+    Ended(Vec<RingPosition>),
+}
+
+struct Ears(Mutex<Sender<Said>>);
+
+impl Signals for Ears {
+    fn used(&self, queues: &[usize]) {
+        self.0.lock().unwrap().send(Said::Used(queues.to_vec())).unwrap();
+    }
+
+    fn config_changed(&self) {}
+
+    fn needs_reset(&self, fault: &Fault) {
+        self.0.lock().unwrap().send(Said::NeedsReset(fault.to_string())).unwrap();
+    }
+}
+
+/// A device of two queues in one lane, whose worker does what the test says.
+struct Device {
+    identity: Identity,
+    behaviour: Behaviour,
+    source: OwnedFd,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Behaviour {
+    Echo,
+    HoldUntilDrained,
+    Panic,
+    RefuseToStart,
+}
+
+impl Backend for Device {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
+
+    fn start(&self, _lane: usize, _features: u64) -> io::Result<Box<dyn Worker>> {
+        match self.behaviour {
+            Behaviour::RefuseToStart => Err(io::Error::other("no luck")),
+            behaviour => Ok(Box::new(TestWorker { behaviour, source: self.source.try_clone()?, held: Vec::new() })),
+        }
+    }
+}
+
+struct TestWorker {
+    behaviour: Behaviour,
+    source: OwnedFd,
+    held: Vec<(usize, virtio_backend::Request)>,
+}
+
+impl Worker for TestWorker {
+    fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
+        assert!(self.behaviour != Behaviour::Panic, "told to");
+        // A source serves both queues in one pass.
+        let queues = match wake {
+            Wake::Queue(queue) => queue..queue + 1,
+            Wake::Source(_) => 0..rings.len(),
+        };
+        for (index, ring) in rings.iter_mut().enumerate().filter(|(index, _)| queues.contains(index)) {
+            let held = &mut self.held;
+            let hold = self.behaviour == Behaviour::HoldUntilDrained;
+            ring.serve(|ring, request| {
+                if hold {
+                    held.push((index, request));
+                    return Ok(());
+                }
+                ring.push(request, 0)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.source.as_fd()]
+    }
+
+    fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        for (index, request) in self.held.drain(..) {
+            rings.get_mut(index).unwrap().push(request, 0)?;
+        }
+        Ok(())
+    }
+}
+
+struct Rig {
+    memory: FakeForeignMemory,
+    cache: Arc<MapCache>,
+    queues: [RawQueue; 2],
+    kicks: Vec<Arc<EventFd>>,
+    source: OwnedFd,
+    counters: Arc<Counters>,
+    heard: Receiver<Said>,
+    say: Sender<Said>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with_budget(Budget::default())
+    }
+
+    fn with_budget(budget: Budget) -> Self {
+        let memory = FakeForeignMemory::new(&[(BASE, 1 << 20)]);
+        let (say, heard) = channel();
+        Self {
+            cache: MapCache::new(memory.clone(), budget),
+            queues: [0, 0x1000].map(|offset| RawQueue::new(memory.clone(), BASE + offset, SIZE)),
+            memory,
+            kicks: (0..2).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect(),
+            source: eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+            counters: Arc::default(),
+            heard,
+            say,
+        }
+    }
+
+    fn setup(&self, queue: usize) -> RingSetup {
+        let queue = &self.queues[queue];
+        RingSetup {
+            size: SIZE,
+            max_size: SIZE,
+            desc_table: queue.desc_table(),
+            avail_ring: queue.avail_ring(),
+            used_ring: queue.used_ring(),
+            event_idx: false,
+            position: RingPosition::default(),
+            max_chain_bytes: 1 << 17,
+        }
+    }
+
+    fn start(&self, behaviour: Behaviour) -> Lane {
+        self.start_with(behaviour, vec![Some(self.setup(0)), Some(self.setup(1))])
+    }
+
+    fn start_with(&self, behaviour: Behaviour, rings: Vec<Option<RingSetup>>) -> Lane {
+        let identity = Identity {
+            device_id: 42,
+            features: 0,
+            queue_sizes: vec![SIZE; 4],
+            // The lane under test is the device's second one.
+            lanes: vec![0..2, 2..4],
+            config_len: 0,
+            max_chain_bytes: 1 << 17,
+        };
+        let source = self.source.try_clone().unwrap();
+        let say = self.say.clone();
+        Lane::spawn(LaneSetup {
+            name: "lane".into(),
+            backend: Arc::new(Device { identity, behaviour, source }),
+            index: 1,
+            features: 0,
+            cache: Arc::clone(&self.cache),
+            rings,
+            kicks: self.kicks.clone(),
+            signals: Arc::new(Ears(Mutex::new(self.say.clone()))),
+            counters: Arc::clone(&self.counters),
+            ended: Box::new(move |positions| say.send(Said::Ended(positions)).unwrap()),
+        })
+        .unwrap()
+    }
+
+    fn offer(&self, queue: usize, head: u16) {
+        self.offer_at(queue, head, BASE + 0x8000);
+    }
+
+    fn offer_at(&self, queue: usize, head: u16, address: u64) {
+        self.queues[queue].write_chain(head, &[Descriptor::writable(address, 64)]);
+        self.queues[queue].publish(head);
+    }
+
+    fn hear(&self) -> Said {
+        self.heard.recv_timeout(PATIENCE).expect("the lane says something")
+    }
+}
+
+#[test]
+fn what_was_offered_before_the_lane_listened_is_served() {
+    let rig = Rig::new();
+    rig.offer(0, 0);
+    let _lane = rig.start(Behaviour::Echo);
+    assert_eq!(rig.hear(), Said::Used(vec![2]), "numbered over the whole device");
+}
+
+#[test]
+fn each_kick_makes_a_pass_that_is_announced_once() {
+    let rig = Rig::new();
+    let _lane = rig.start(Behaviour::Echo);
+    for round in 0..3u16 {
+        rig.offer(1, 2 * round % SIZE);
+        rig.offer(1, 2 * round % SIZE + 1);
+        rig.kicks[1].write(1).unwrap();
+        assert_eq!(rig.hear(), Said::Used(vec![3]));
+        rig.queues[1].wait_used(2 * round + 2);
+    }
+    assert_eq!(rig.counters.completions.load(Relaxed), 6);
+    assert_eq!(rig.counters.notifications.load(Relaxed), 3);
+}
+
+#[test]
+fn a_source_wakes_the_worker_and_both_queues_are_announced_together() {
+    let rig = Rig::new();
+    let _lane = rig.start(Behaviour::Echo);
+    rig.offer(0, 0);
+    rig.offer(1, 0);
+    rustix::io::write(&rig.source, &1u64.to_ne_bytes()).unwrap();
+    assert_eq!(rig.hear(), Said::Used(vec![2, 3]));
+}
+
+#[test]
+fn spec_2_7_7_a_driver_that_wants_no_interrupt_gets_none() {
+    let rig = Rig::new();
+    let lane = rig.start(Behaviour::Echo);
+    rig.queues[0].set_avail_flags(1);
+    rig.offer(0, 0);
+    rig.kicks[0].write(1).unwrap();
+    rig.queues[0].wait_used(1);
+    lane.stop();
+    assert!(matches!(rig.hear(), Said::Ended(_)), "and nothing before");
+}
+
+#[test]
+fn spec_2_7_7_with_event_index_an_interrupt_comes_when_its_index_is_used() {
+    let rig = Rig::new();
+    rig.queues[0].set_used_event(1);
+    let _lane = rig.start_with(Behaviour::Echo, vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), None]);
+    rig.offer(0, 0);
+    rig.kicks[0].write(1).unwrap();
+    rig.queues[0].wait_used(1);
+    assert!(rig.heard.try_recv().is_err(), "the first was not asked for");
+    rig.offer(0, 1);
+    rig.kicks[0].write(1).unwrap();
+    assert_eq!(rig.hear(), Said::Used(vec![2]));
+}
+
+#[test]
+fn stopping_finishes_what_is_in_flight_and_tells_where_the_queues_stand() {
+    let rig = Rig::new();
+    rig.offer(0, 0);
+    rig.offer(0, 1);
+    let lane = rig.start(Behaviour::HoldUntilDrained);
+    wait_until(|| rig.counters.requests.load(Relaxed) == 2);
+    lane.stop();
+    assert_eq!(rig.hear(), Said::Used(vec![2]));
+    let stood = RingPosition { next_avail: 2, next_used: 2 };
+    assert_eq!(rig.hear(), Said::Ended(vec![stood, RingPosition::default()]));
+    rig.cache.sweep();
+    rig.cache.invalidate();
+    rig.cache.sweep();
+    assert_eq!(rig.memory.counts().live, 0, "no guest memory is held");
+}
+
+#[test]
+fn dropping_a_lane_stops_it() {
+    let rig = Rig::new();
+    drop(rig.start(Behaviour::Echo));
+    assert!(matches!(rig.hear(), Said::Ended(_)));
+}
+
+#[test]
+fn a_queue_is_taken_out_of_service_and_back_while_the_other_goes_on() {
+    let rig = Rig::new();
+    let lane = rig.start(Behaviour::Echo);
+    let (told, done) = channel();
+    lane.reset_queue(0, Box::new(move || told.send(()).unwrap()));
+    done.recv_timeout(PATIENCE).unwrap();
+
+    rig.offer(0, 0);
+    rig.kicks[0].write(1).unwrap();
+    rig.offer(1, 0);
+    rig.kicks[1].write(1).unwrap();
+    assert_eq!(rig.hear(), Said::Used(vec![3]));
+    assert_eq!(rig.queues[0].used_idx(), 0);
+
+    lane.enable_queue(0, rig.setup(0));
+    assert_eq!(rig.hear(), Said::Used(vec![2]), "what waited is found without a kick");
+}
+
+#[test]
+fn a_queue_that_cannot_be_taken_back_into_service_ends_the_lane() {
+    let rig = Rig::new();
+    let lane = rig.start(Behaviour::Echo);
+    lane.enable_queue(0, RingSetup { size: 3, ..rig.setup(0) });
+    assert!(matches!(rig.hear(), Said::NeedsReset(_)));
+    assert!(matches!(rig.hear(), Said::Ended(_)));
+}
+
+#[test]
+fn a_panic_is_our_bug_and_ends_the_lane_alone() {
+    let rig = Rig::new();
+    let _lane = rig.start(Behaviour::Panic);
+    let Said::NeedsReset(words) = rig.hear() else { panic!("a fault comes first") };
+    assert!(words.contains("bug") && words.contains("told to"), "{words}");
+    assert!(matches!(rig.hear(), Said::Ended(_)));
+    assert_eq!(rig.counters.faults.load(Relaxed), 1);
+}
+
+#[test]
+fn a_device_that_the_host_does_not_let_start_says_so() {
+    let rig = Rig::new();
+    let _lane = rig.start(Behaviour::RefuseToStart);
+    assert_eq!(rig.hear(), Said::NeedsReset("The host failed the device: starting the device".into()));
+    assert!(matches!(rig.hear(), Said::Ended(_)));
+}
+
+#[test]
+fn c19_a_ring_outside_of_memory_needs_a_reset() {
+    let rig = Rig::new();
+    let _lane = rig.start_with(Behaviour::Echo, vec![Some(RingSetup { used_ring: 0x1000, ..rig.setup(0) }), None]);
+    assert!(matches!(rig.hear(), Said::NeedsReset(_)));
+    assert!(matches!(rig.hear(), Said::Ended(_)));
+}
+
+#[test]
+fn b06_a_starved_queue_is_tried_again_without_a_kick() {
+    // Room for the two rings' chunk and one more, which a buffer of its own takes first.
+    let rig = Rig::with_budget(Budget { kept: 1 << 17, at_most: 1 << 17 });
+    let mut elsewhere = guest_memory::Buffers::new();
+    let view = guest_memory::View::new(Arc::clone(&rig.cache));
+    view.pin(vm_memory::GuestAddress(BASE + 0x4_0000), 64, &mut elsewhere).unwrap();
+    drop(view);
+    rig.offer_at(0, 0, BASE + 0x2_0000);
+    let _lane = rig.start(Behaviour::Echo);
+    wait_until(|| rig.counters.starved.load(Relaxed) > 0);
+    assert_eq!(rig.queues[0].used_idx(), 0);
+
+    drop(elsewhere);
+
+    assert_eq!(rig.hear(), Said::Used(vec![2]));
+}
+
+#[test]
+fn memory_is_let_go_of_on_demand() {
+    let rig = Rig::new();
+    rig.offer(0, 0);
+    let lane = rig.start(Behaviour::Echo);
+    assert_eq!(rig.hear(), Said::Used(vec![2]));
+    rig.cache.invalidate();
+    lane.release_memory();
+    wait_until(|| {
+        rig.cache.sweep();
+        rig.memory.counts().live == 0
+    });
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "it never came about");
+        std::thread::yield_now();
+    }
+}
