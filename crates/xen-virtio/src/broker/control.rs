@@ -69,7 +69,7 @@ pub struct DeviceListing {
     pub base: Option<u64>,
     /// Its interrupt.
     pub irq: Option<u32>,
-    /// `starting`, `serving`, `closing` or `failed`.
+    /// `starting`, `serving`, `closing`, `failed` or `left to a former worker`.
     pub state: String,
     /// How far the guest's driver has come, if the worker says so.
     pub driver: Option<String>,

@@ -60,7 +60,8 @@ impl Guest {
     /// Brings everything that follows from the lifecycle up to date with it; what is closing may take this long.
     pub fn settle(&mut self, patience: Duration) {
         let Self { lifecycle, prepared, devices, deadline, .. } = self;
-        prepared.retain(|id, _| lifecycle.stage(*id).is_some());
+        // An image that is open is locked: nobody keeps one that is not going to be served.
+        prepared.retain(|id, _| lifecycle.stage(*id) == Some(&Stage::Prepared));
         devices.retain(|id, _| lifecycle.stage(*id).is_some());
         *deadline = lifecycle.is_closing().then(|| deadline.unwrap_or_else(|| Instant::now() + patience));
     }
@@ -108,5 +109,6 @@ fn word_for(stage: &Stage) -> &'static str {
         Stage::Serving => "serving",
         Stage::Detaching(_) | Stage::Detached(_) => "closing",
         Stage::Dead(_) => "failed",
+        Stage::Foreign => "left to a former worker",
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use xenstore::{Store, Watch};
+use xenstore::Store;
 
 use crate::model::{Class, DeviceId};
 use crate::protocol::{Answer, Order, Report, VERSION};
@@ -91,7 +91,7 @@ impl<S: Spawner> Broker<S> {
         loop {
             let next_deadline = broker.guests.values().filter_map(|guest| guest.deadline).min();
             tokio::select! {
-                path = devices.next() => broker.look_at(&path, &devices).await,
+                path = devices.next() => broker.look_at(&path).await,
                 _ = deaths.next() => broker.look_for_the_dead().await,
                 Some((place, prepared)) = from_preparation.recv() => broker.take_prepared(place, prepared).await,
                 Some((domid, heard)) = from_workers.recv() => broker.hear(domid, heard).await,
@@ -120,12 +120,11 @@ impl<S: Spawner> Broker<S> {
 /// What is seen in xenstore.
 impl<S: Spawner> Broker<S> {
     /// Looks at the device that a path belongs to; at all, if it belongs to none.
-    async fn look_at(&mut self, path: &str, watch: &Watch) {
+    async fn look_at(&mut self, path: &str) {
         tracing::trace!(name: "broker.event", path);
         match Place::of_path(path) {
             Some(place) => self.look_at_place(place).await,
-            None if path.len() <= watch.path().len() || is_a_guests(path) => self.look_at_all().await,
-            None => {}
+            None => self.look_at_all().await,
         }
     }
 
@@ -200,17 +199,17 @@ impl<S: Spawner> Broker<S> {
                 self.kill(domid, "it was killed because it did not let go of its devices in time");
             }
             Action::Publish(id, news) => self.publish(Place { domid, id }, &news).await,
-            Action::Report(id, trouble) => report(Place { domid, id }, &trouble),
+            Action::Report(id, trouble) => {
+                self.learn_name(domid).await;
+                report(Place { domid, id }, &trouble);
+            }
         }
         None
     }
 
     async fn prepare(&mut self, place: Place) {
-        let guest = self.guests.entry(place.domid).or_default();
-        if guest.name.is_none() {
-            guest.name = nodes::guest_name(&self.store, place.domid).await.ok().and_then(|names| names.name);
-        }
-        tracing::info!(name: "broker.new", domid = place.domid, guest = guest.name, device = %place.id, "A new device");
+        let name = self.learn_name(place.domid).await;
+        tracing::info!(name: "broker.new", domid = place.domid, guest = name, device = %place.id, "A new device");
         let (store, configurations) = (self.store.clone(), self.settings.configurations.clone());
         let done = self.prepared.clone();
         tokio::spawn(async move {
@@ -218,6 +217,15 @@ impl<S: Spawner> Broker<S> {
             // No receiver means that the broker has ended.
             let _ = done.send((place, prepared)).await;
         });
+    }
+
+    /// For people; a guest is served all the same if it has none.
+    async fn learn_name(&mut self, domid: u16) -> Option<String> {
+        let guest = self.guests.entry(domid).or_default();
+        if guest.name.is_none() {
+            guest.name = nodes::guest_name(&self.store, domid).await.ok().and_then(|names| names.name);
+        }
+        guest.name.clone()
     }
 
     fn attach(&mut self, domid: u16, id: DeviceId) -> Option<Event> {
@@ -329,9 +337,4 @@ fn report(place: Place, trouble: &Trouble) {
 /// Xenstore will tell everything again once it is back.
 fn postponed(error: &xenstore::Error) {
     tracing::warn!(name: "broker.postponed", %error, "Xenstore did not answer; looking again when it does");
-}
-
-/// Whether it is the directory of a guest's devices.
-fn is_a_guests(path: &str) -> bool {
-    path.split('/').count() == 3
 }

@@ -4,15 +4,22 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use virtio_disk::{Config, Image, Plan};
+use virtio_disk::{Access, Config, Image, ImageError, Plan};
 use xenstore::Store;
 
 use crate::config::{DiskOptions, GuestConfig};
 use crate::model::{Class, Device, Disk, Model};
 use crate::toolstack::libxl::{DiskNode, Place};
 use crate::toolstack::nodes;
+
+/// How long an image may be in use by another before that is an error: longer than a worker without a broker needs to
+/// notice its guest's end, and short of the ten seconds that libxl waits.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(3);
+const IN_USE_RETRY: Duration = Duration::from_millis(50);
 
 /// A device that can be attached.
 #[derive(Debug)]
@@ -53,12 +60,23 @@ async fn prepare_disk(store: &Store, guests: &Path, place: Place) -> anyhow::Res
 /// Opens the image, and makes sure while the toolstack can still be told that the worker will be able to serve it.
 fn open_image(node: &DiskNode, options: DiskOptions) -> anyhow::Result<(Config, OwnedFd)> {
     let config = Config { read_only: node.read_only, discard: node.discard, ..options.config };
-    let image = Image::open(&node.target, config.access())?;
+    let image = open_when_free(&node.target, config.access())?;
     Plan::new(&config, &image).with_context(|| match options.origin {
         Some(origin) => format!("Disk {} cannot be as {origin} says", node.vdev),
         None => format!("Disk {} cannot be served", node.vdev),
     })?;
     Ok((config, image.into_file().into()))
+}
+
+/// Opens the image as soon as nobody else has it: a guest that reboots may find its former self's worker about to end.
+fn open_when_free(path: &Path, access: Access) -> Result<Image, ImageError> {
+    let deadline = Instant::now() + IN_USE_PATIENCE;
+    loop {
+        match Image::open(path, access) {
+            Err(ImageError::InUse { .. }) if Instant::now() < deadline => thread::sleep(IN_USE_RETRY),
+            outcome => return outcome,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +113,21 @@ mod tests {
 
         let text = format!("{error:#}");
         assert!(text.contains("guests/web.toml:3") && text.contains("17 queues"), "{text}");
+    }
+
+    #[test]
+    fn an_image_is_opened_as_soon_as_its_former_user_lets_go() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let former = Image::open(image.path(), Access::default()).unwrap();
+        let waiting = thread::spawn({
+            let path = image.path().to_owned();
+            move || open_when_free(&path, Access::default())
+        });
+
+        drop(former);
+
+        assert!(waiting.join().unwrap().is_ok());
     }
 
     #[test]

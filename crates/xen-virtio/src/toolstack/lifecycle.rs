@@ -33,6 +33,8 @@ pub enum Stage {
     Detached(Then),
     /// Not served, and will not be. The reason, as long as the toolstack waits for it.
     Dead(Option<String>),
+    /// Served, if at all, by the worker of a former broker.
+    Foreign,
 }
 
 /// What becomes of a device that is let go of.
@@ -124,7 +126,7 @@ pub enum News {
 /// What the operator is told, beside what the toolstack is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// A running guest's device that a former backend served.
+    /// A running guest's device that a former broker's worker may still serve.
     Foreign,
     /// The worker died while the guest used it; how.
     WorkerDied(String),
@@ -195,7 +197,7 @@ impl Lifecycle {
                 todo.push(Action::Publish(id, News::Failed(reason.clone())));
             }
             (Sight::Live, None) => {
-                self.devices.insert(id, Stage::Dead(None));
+                self.devices.insert(id, Stage::Foreign);
                 todo.push(Action::Report(id, Trouble::Foreign));
             }
             (Sight::Closing, None) => todo.push(Action::Publish(id, News::Closed)),
@@ -213,7 +215,7 @@ impl Lifecycle {
                 todo.push(Action::Detach(id));
             }
             Some(Stage::Detaching(earlier) | Stage::Detached(earlier)) => *earlier = then,
-            Some(Stage::Preparing | Stage::Prepared | Stage::Dead(_)) => self.finish(id, then, todo),
+            Some(Stage::Preparing | Stage::Prepared | Stage::Dead(_) | Stage::Foreign) => self.finish(id, then, todo),
             None => {}
         }
     }
@@ -286,7 +288,7 @@ impl Lifecycle {
                     self.worker = Worker::Running;
                     todo.push(Action::Attach(id));
                 }
-                Some(Stage::Preparing | Stage::Dead(_)) | None => {}
+                Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => {}
             }
         }
     }

@@ -30,7 +30,7 @@ fn guest_with(stage: Option<Stage>) -> Lifecycle {
     let worker = match stage {
         Some(Stage::Attaching | Stage::Serving | Stage::Detaching(_)) => Worker::Running,
         Some(Stage::Prepared | Stage::Detached(_)) => Worker::Stopping,
-        Some(Stage::Preparing | Stage::Dead(_)) | None => Worker::Absent,
+        Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => Worker::Absent,
     };
     Lifecycle { devices: stage.map(|stage| (A, stage)).into_iter().collect(), worker }
 }
@@ -58,7 +58,7 @@ fn what_xenstore_shows() {
     let gone = None::<Stage>;
     let rows: Vec<Row<Sight>> = vec![
         (None, New, Some(Preparing), vec![Action::Prepare(A)]),
-        (None, Live, Some(Stage::Dead(None)), vec![reported]),
+        (None, Live, Some(Stage::Foreign), vec![reported]),
         (None, Closing, gone.clone(), vec![closed(A)]),
         (None, Closed, gone.clone(), vec![]),
         (None, Absent, gone.clone(), vec![]),
@@ -87,7 +87,10 @@ fn what_xenstore_shows() {
         (Some(Stage::Dead(None)), Live, Some(Stage::Dead(None)), vec![]),
         (Some(dead("why")), Absent, gone.clone(), vec![]),
         (Some(dead("why")), Closing, gone.clone(), vec![closed(A)]),
-        (Some(Stage::Dead(None)), Closed, gone, vec![]),
+        (Some(Stage::Dead(None)), Closed, gone.clone(), vec![]),
+        (Some(Stage::Foreign), Live, Some(Stage::Foreign), vec![]),
+        (Some(Stage::Foreign), Closing, gone.clone(), vec![closed(A)]),
+        (Some(Stage::Foreign), Absent, gone, vec![]),
     ];
     for (stage, sight, then, todo) in rows {
         check(stage, Event::Seen(A, sight), then, &todo);
