@@ -39,6 +39,7 @@ impl Spawner for OwnBinary {
         let devices = self.open_xen(domid)?;
         let (here, there) = Channel::pair().context("Cannot make a socket for a worker")?;
         let child = Command::new(OWN_BINARY)
+            .arg0(env!("CARGO_PKG_NAME"))
             .arg("worker")
             .env_clear()
             .env(LOG_VARIABLE, &self.log)
