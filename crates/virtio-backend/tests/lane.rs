@@ -1,6 +1,6 @@
 //! A lane's life: what wakes it, what it tells the driver, and how it ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -160,7 +160,19 @@ impl Rig {
     }
 
     fn start(&self, behaviour: Behaviour) -> Lane {
-        self.start_with(behaviour, vec![Some(self.setup(0)), Some(self.setup(1))])
+        self.start_with(behaviour, self.both())
+    }
+
+    /// Starts an echoing lane, and waits until it has made the passes that no event asks for.
+    fn start_settled(&self, rings: Vec<Option<RingSetup>>) -> Lane {
+        let unasked = rings.iter().flatten().count() as u64;
+        let lane = self.start_with(Behaviour::Echo, rings);
+        wait_until(|| self.counters.passes.load(Relaxed) == unasked);
+        lane
+    }
+
+    fn both(&self) -> Vec<Option<RingSetup>> {
+        vec![Some(self.setup(0)), Some(self.setup(1))]
     }
 
     fn start_with(&self, behaviour: Behaviour, rings: Vec<Option<RingSetup>>) -> Lane {
@@ -215,7 +227,7 @@ fn what_was_offered_before_the_lane_listened_is_served() {
 #[test]
 fn each_kick_makes_a_pass_that_is_announced_once() {
     let rig = Rig::new();
-    let _lane = rig.start(Behaviour::Echo);
+    let _lane = rig.start_settled(rig.both());
     for round in 0..3u16 {
         rig.offer(1, 2 * round % SIZE);
         rig.offer(1, 2 * round % SIZE + 1);
@@ -230,7 +242,7 @@ fn each_kick_makes_a_pass_that_is_announced_once() {
 #[test]
 fn a_source_wakes_the_worker_and_both_queues_are_announced_together() {
     let rig = Rig::new();
-    let _lane = rig.start(Behaviour::Echo);
+    let _lane = rig.start_settled(rig.both());
     rig.offer(0, 0);
     rig.offer(1, 0);
     rustix::io::write(&rig.source, &1u64.to_ne_bytes()).unwrap();
@@ -240,7 +252,7 @@ fn a_source_wakes_the_worker_and_both_queues_are_announced_together() {
 #[test]
 fn spec_2_7_7_a_driver_that_wants_no_interrupt_gets_none() {
     let rig = Rig::new();
-    let lane = rig.start(Behaviour::Echo);
+    let lane = rig.start_settled(rig.both());
     rig.queues[0].set_avail_flags(1);
     rig.offer(0, 0);
     rig.kicks[0].write(1).unwrap();
@@ -253,7 +265,7 @@ fn spec_2_7_7_a_driver_that_wants_no_interrupt_gets_none() {
 fn spec_2_7_7_with_event_index_an_interrupt_comes_when_its_index_is_used() {
     let rig = Rig::new();
     rig.queues[0].set_used_event(1);
-    let _lane = rig.start_with(Behaviour::Echo, vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), None]);
+    let _lane = rig.start_settled(vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), None]);
     rig.offer(0, 0);
     rig.kicks[0].write(1).unwrap();
     rig.queues[0].wait_used(1);
@@ -290,7 +302,7 @@ fn dropping_a_lane_stops_it() {
 #[test]
 fn a_queue_is_taken_out_of_service_and_back_while_the_other_goes_on() {
     let rig = Rig::new();
-    let lane = rig.start(Behaviour::Echo);
+    let lane = rig.start_settled(rig.both());
     let (told, done) = channel();
     lane.reset_queue(0, Box::new(move || told.send(()).unwrap()));
     done.recv_timeout(PATIENCE).unwrap();
@@ -363,7 +375,7 @@ fn b06_a_starved_queue_is_tried_again_without_a_kick() {
 fn memory_is_let_go_of_on_demand() {
     let rig = Rig::new();
     rig.offer(0, 0);
-    let lane = rig.start(Behaviour::Echo);
+    let lane = rig.start_settled(rig.both());
     assert_eq!(rig.hear(), Said::Used(vec![2]));
     rig.cache.invalidate();
     lane.release_memory();
