@@ -1,0 +1,111 @@
+# Debian's packages and sources, through apt configurations of the lab's own: neither the
+# host's sources nor its architectures nor its package state are touched. The mirrors are
+# those that the host's apt uses. Sourced after lib.sh.
+# shellcheck shell=bash
+
+apt_release=bookworm
+apt_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# The architecture that the functions below fetch for; set it locally for another.
+apt_arch=arm64
+
+apt_dir() { printf '%s\n' "$cache/apt-$apt_arch"; }
+lab_apt_get() { APT_CONFIG=$(apt_dir)/apt.conf apt-get -qq "$@"; }
+lab_apt_cache() { APT_CONFIG=$(apt_dir)/apt.conf apt-cache "$@"; }
+
+# One line "URI SUITE COMPONENT" for each Debian archive of our release that the host uses.
+host_archives() {
+    # shellcheck disable=SC2016 # apt fills in these names, not the shell
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(CODENAME)' \
+        'Created-By: Packages' 'Origin: Debian' |
+        awk -v release="$apt_release" '$4 ~ "^" release "($|-security$|-updates$)" && $3 == "main" { print $1, $2, $3 }' |
+        sort -u
+}
+
+write_apt_sources() {
+    local archives uri suite component
+    archives=$(host_archives)
+    [[ -n $archives ]] ||
+        die "apt knows no Debian $apt_release archive; the lab needs one (try: apt-get update; other releases are not supported)"
+    while read -r uri suite component; do
+        printf '%s [signed-by=%s] %s %s %s\n' \
+            deb "$apt_keyring" "$uri" "$suite" "$component" \
+            deb-src "$apt_keyring" "$uri" "$suite" "$component"
+    done <<<"$archives"
+}
+
+# An empty package state makes apt resolve dependencies as for an empty machine.
+write_apt_configuration() {
+    local dir
+    dir=$(apt_dir)
+    mkdir -p "$dir/lists/partial" "$dir/archives/partial"
+    : >"$dir/status"
+    write_apt_sources >"$dir/sources.list"
+    cat >"$dir/apt.conf" <<END
+Dir::Etc::SourceList "$dir/sources.list";
+Dir::Etc::SourceParts "-";
+Dir::State "$dir";
+Dir::State::Lists "$dir/lists";
+Dir::State::status "$dir/status";
+Dir::Cache "$dir";
+Dir::Cache::archives "$dir/archives";
+APT::Architecture "$apt_arch";
+APT::Architectures { "$apt_arch"; };
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+END
+}
+
+update_apt_lists() {
+    say "fetching Debian's package lists for $apt_arch"
+    write_apt_configuration
+    quietly "$out/build/apt-update.log" lab_apt_get update
+    touch "$(apt_dir)/lists.stamp"
+}
+
+# The lists are fetched once, and again when the archive no longer serves what they name.
+need_apt_lists() { [[ -e $(apt_dir)/lists.stamp ]] || update_apt_lists; }
+
+# Runs a download; if that fails, once more with fresh lists.
+with_fresh_lists_if_needed() {
+    "$@" 2>/dev/null || { update_apt_lists && "$@"; }
+}
+
+# Prints the paths of the packages named and of all they depend on, downloading what is missing.
+fetch_with_dependencies() {
+    local name_version
+    need_apt_lists
+    with_fresh_lists_if_needed lab_apt_get install --download-only --yes "$@" >/dev/null
+    lab_apt_get install --simulate "$@" |
+        sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1_\2/p' | sed 's/:/%3a/g' |
+        while read -r name_version; do
+            compgen -G "$(apt_dir)/archives/${name_version}_*.deb" || die "apt did not download $name_version"
+        done
+}
+
+# Prints the path of one package, without what it depends on.
+fetch_package() {
+    local name=$1 version archives
+    need_apt_lists
+    version=$(lab_apt_cache show --no-all-versions "$name" | sed -n 's/^Version: //p')
+    archives=$(apt_dir)/archives
+    local file=$archives/${name}_${version//:/%3a}_$apt_arch.deb
+    if [[ ! -e $file ]]; then
+        (cd "$archives/partial" && with_fresh_lists_if_needed lab_apt_get download "$name" &&
+            mv "${file##*/}" "$file") || die "apt could not download $name $version"
+    fi
+    printf '%s\n' "$file"
+}
+
+# Downloads the newest source of package $1 whose version starts with $2 into directory $3.
+# An archive may list a version that it does not serve yet, or no longer: then the next one.
+fetch_source() {
+    local package=$1 series=$2 version
+    need_apt_lists
+    cd "$3"
+    while read -r version; do
+        lab_apt_get source --download-only "$package=$version" 2>/dev/null && return
+    done < <(lab_apt_cache showsrc --only-source "$package" |
+        sed -n 's/^Version: //p' | grep -F "$series." | sort -rV)
+    die "Debian's archive serves no source of $package $series"
+}

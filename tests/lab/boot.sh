@@ -1,0 +1,54 @@
+# The emulated machine: Xen, Dom0, and the directory that Dom0 has as /lab. Sourced after
+# lib.sh, xen.sh, rootfs.sh and cross.sh.
+# shellcheck shell=bash
+
+share=$out/share
+logs=$share/logs
+# Where people look for them.
+logs_link=$out/logs
+
+# Fills the directory that Dom0 sees.
+fill_share() {
+    local name
+    rm -rf "$share"
+    mkdir -p "$logs/consoles"
+    rm -rf "$logs_link"
+    ln -s share/logs "$logs_link"
+    ln "$kernel_image" "$share/Image"
+    ln "$program" "$share/xen-virtio"
+    cp -r "$lab/dom0" "$lab/cases" "$share/"
+    for name in guest guest-fio; do
+        { pack_scripts && cat "$out/$name.cpio"; } >"$share/$name.cpio"
+    done
+}
+
+# An initramfs with what a guest runs, to go before the one with programs.
+pack_scripts() {
+    local root=$out/root-scripts
+    rm -rf "$root"
+    mkdir -p "$root/lab"
+    cp "$lab/guest/lib.sh" "$root/lab/"
+    cp -r "$lab/cases" "$root/lab/"
+    pack "$root"
+    rm -rf "$root"
+}
+
+# boot SECONDS SCRIPT [QEMU OPTION...]: boots, runs /lab/SCRIPT in Dom0 and powers off. The
+# console goes to the standard output.
+boot() {
+    local seconds=$1 script=$2
+    shift 2
+    timeout --foreground --kill-after=5 "$seconds" qemu-system-aarch64 \
+        -machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -m 4096 \
+        -display none -serial stdio -monitor none -net none -no-reboot \
+        -kernel "$xen_image" \
+        -append "dom0_mem=1536M dom0_max_vcpus=2 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
+        -device "guest-loader,addr=0x49000000,kernel=$kernel_image,bootargs=console=hvc0 rdinit=/init quiet lab.script=$script" \
+        -device "guest-loader,addr=0x50000000,initrd=$dom0_initrd" \
+        -fsdev "local,id=lab,path=$share,security_model=none" \
+        -device virtio-9p-device,fsdev=lab,mount_tag=lab \
+        "$@" </dev/null
+}
+
+# As fast as this machine can.
+fast_cpus=(-smp 2 -accel "tcg,thread=multi")

@@ -1,0 +1,149 @@
+# What cases may use in Dom0. Sourced by dom0/case, with $case set to the case's name.
+# shellcheck shell=sh
+
+guests=/run/guests
+consoles=/lab/logs/consoles
+daemon_log=/lab/logs/xen-virtio.log
+disk_spec="format=raw, access=rw, backendtype=standalone, specification=virtio"
+
+fail() {
+    echo "$*" >"/run/$case.reason"
+    exit 1
+}
+
+# Runs a command that must succeed; its words are the reason if it does not.
+check() {
+    "$@" || fail "this failed: $*"
+}
+
+# wait_until SECONDS COMMAND...: true as soon as the command is.
+wait_until() {
+    wait_end=$(($(date +%s) + $1))
+    shift
+    until "$@"; do
+        [ "$(date +%s)" -lt "$wait_end" ] || return 1
+        sleep 0.2
+    done
+}
+
+# --- the daemon ---
+
+start_daemon() {
+    xen-virtio serve >>"$daemon_log" 2>&1 &
+    wait_until 10 daemon_answers_or_ended
+    daemon_answers || fail "xen-virtio serve did not come up: $(tail -n 3 "$daemon_log")"
+}
+
+daemon_answers_or_ended() { daemon_answers || ! kill -0 "$!"; }
+
+daemon_answers() { xen-virtio list >/dev/null 2>&1; }
+
+daemon_pid() { pgrep -f '^xen-virtio serve' | head -n 1; }
+
+worker_pids() { pgrep -f '^xen-virtio worker'; }
+
+no_workers() { [ -z "$(worker_pids)" ]; }
+
+daemon_fds() { ls "/proc/$(daemon_pid)/fd" | wc -l; }
+
+# counter NAME: the sum of this counter over all guests and devices.
+counter() {
+    xen-virtio list --json | sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" | awk '{ n += $1 } END { print n + 0 }'
+}
+
+# --- disks ---
+
+# new_disk NAME MIB: an image of zeroes; prints its path.
+new_disk() {
+    mkdir -p /run/disks
+    truncate -s "${2}M" "/run/disks/$1"
+    echo "/run/disks/$1"
+}
+
+# noise FILE MIB [SEEK_MIB]: writes random bytes into an image.
+noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" seek="${3:-0}" conv=notrunc 2>/dev/null; }
+
+# sum_of FILE: its checksum.
+sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
+
+# --- guests ---
+
+# guest NAME PART [DISK...]: writes an xl configuration whose guest runs guest_PART of this
+# case. A DISK is "path" or "path,access=ro". More lines can be added to $guests/NAME.cfg.
+guest() {
+    guest_name=$1 guest_part=$2
+    shift 2
+    mkdir -p "$guests"
+    guest_disks='' guest_letter=a
+    for guest_disk in "$@"; do
+        guest_disks="$guest_disks'$disk_spec, vdev=xvd$guest_letter, target=$guest_disk', "
+        guest_letter=$(echo "$guest_letter" | tr a-y b-z)
+    done
+    cat >"$guests/$guest_name.cfg" <<END
+name = "$guest_name"
+kernel = "/guest/Image"
+ramdisk = "/guest/guest.cpio"
+memory = 160
+vcpus = 1
+on_crash = "destroy"
+extra = "console=hvc0 rdinit=/init quiet panic=-1 lab.case=$case lab.part=$guest_part"
+disk = [ $guest_disks]
+END
+}
+
+# with_fio NAME: gives the guest fio, and the memory for it.
+with_fio() { set_line "$1" 'ramdisk = "/guest/guest-fio.cpio"' 'memory = 512'; }
+
+# set_line NAME LINE...: adds lines to a guest's configuration; the last one counts.
+set_line() {
+    set_line_file=$guests/$1.cfg
+    shift
+    printf '%s\n' "$@" >>"$set_line_file"
+}
+
+xl_log() { echo "/lab/logs/xl-$1.log"; }
+
+try_create() { xl -vvv create "$guests/$1.cfg" >>"$(xl_log "$1")" 2>&1; }
+
+create() { try_create "$1" || fail "xl create $1: $(grep -v ' debug:' "$(xl_log "$1")" | tail -n 3)"; }
+
+destroy() { xl destroy "$1" >>"$(xl_log "$1")" 2>&1; }
+
+console() { echo "$consoles/guest-$1.log"; }
+
+# A guest prints "@ WORDS" for what a case waits for.
+has_said() { grep -qs "^@ $2" "$(console "$1")"; }
+has_said_or_failed() { has_said "$@" || has_said "$1" "failed" || ! is_listed "$1"; }
+
+# said NAME WORD: what a guest said after this word, each time it did.
+said() { tr -d '\r' <"$(console "$1")" | sed -n "s/^@ $2 //p"; }
+
+# expect NAME WORDS SECONDS: waits for a guest's words.
+expect() {
+    wait_until "$3" has_said_or_failed "$1" "$2"
+    has_said "$1" "$2" && return
+    fail "guest $1 did not say '$2': $(tail -n 3 "$(console "$1")" | tr -d '\r')"
+}
+
+is_listed() { xl list "$1" >/dev/null 2>&1; }
+is_gone() { ! is_listed "$1"; }
+
+# finish NAME [SECONDS]: waits until a guest has done its part and is gone.
+finish() {
+    expect "$1" "done" "${2:-60}"
+    wait_until 20 is_gone "$1" || fail "guest $1 does not go away"
+}
+
+# run_guest NAME PART [DISK...]: a guest from creation to its end.
+run_guest() {
+    guest "$@"
+    create "$1"
+    finish "$1"
+}
+
+domid() { xl domid "$1"; }
+
+free_mib() { xl info free_memory | tr -d ' '; }
+
+# Domains that have ended but are held by someone's mapping of their memory.
+no_zombies() { ! xl list | grep -q '(null)\|--ps*d'; }

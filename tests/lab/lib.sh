@@ -1,0 +1,49 @@
+# Shared by the lab's scripts on the build machine. Sourced, never run.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+lab=$repo/tests/lab
+# Build products; `make clean` removes them.
+out=$repo/target/lab
+# Downloads, and what only depends on them; outlives the tree.
+cache=${XEN_VIRTIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xen-virtio}
+# The hypervisor and its tools must be of one version, and this is Debian 12's.
+xen_series=4.17
+cross=aarch64-linux-gnu-
+
+export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+
+say() { printf '%s\n' "lab: $*" >&2; }
+
+die() {
+    printf '%s\n' "lab: error: $*" >&2
+    exit 1
+}
+
+# Runs a command with its output in a log file, which is shown only if it fails.
+quietly() {
+    local log=$1
+    shift
+    mkdir -p "$(dirname "$log")"
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        die "this command failed (whole log: $log): $*"
+    fi
+}
+
+# Makes directory $1 by running "$2..." with a temporary name as last argument, so that
+# the directory is either whole or absent. Does nothing when it is there already.
+make_dir_once() {
+    local dir=$1 tmp=$1.partial
+    shift
+    [[ -d $dir ]] && return
+    rm -rf "$tmp"
+    mkdir -p "$tmp"
+    "$@" "$tmp"
+    mv "$tmp" "$dir"
+}
+
+# A short key that changes with any word of the standard input.
+key_of_stdin() { sha256sum | cut -c1-16; }
