@@ -26,3 +26,8 @@ pub use counters::{Counters, CountersSnapshot};
 pub use interrupt::InterruptLine;
 pub use status::DriverState;
 pub use transport::Transport;
+
+/// The worked example of the documentation, compiled and run as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adding-a-device.md")]
+pub struct AddingADevice;
