@@ -40,6 +40,8 @@ use xen::Xen;
 /// # Errors
 /// It was not started by a broker, or the guest cannot be served.
 pub fn run() -> Result<(), Failure> {
+    // The kernel has named us "exe", after /proc/self/exe; a worker without a name of its own serves as well.
+    let _ = rustix::thread::set_name(c"xen-virtio");
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
