@@ -39,7 +39,7 @@ pub enum Command {
 /// Options of `serve`.
 #[derive(Args, Debug)]
 pub struct Serve {
-    /// Directory of the guests' configuration files, <name or uuid>.toml
+    /// Directory of the guests' configuration files, NAME.toml or UUID.toml
     #[arg(long, value_name = "DIR", default_value = config::DIRECTORY)]
     pub guests: PathBuf,
     #[command(flatten)]
