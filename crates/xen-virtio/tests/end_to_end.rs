@@ -243,6 +243,26 @@ fn a_xen_without_ioreq_servers_fails_the_creation_with_the_reason() {
 }
 
 #[test]
+fn h01_a_guest_that_dies_without_a_word_leaves_nothing_mapped() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+    domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        disk.write_blocks(0, &[7; SECTOR_SIZE]).unwrap();
+        // Its drop would reset the device of a guest that is dead.
+        std::mem::forget(disk);
+    });
+
+    domain.xen.kill_guest();
+    rig.xenstored.release_domain(5);
+
+    wait_until(|| domain.memory.counts().live == 0);
+    destroy(&rig, &[XVDA]);
+}
+
+#[test]
 fn a_guest_outlives_the_broker_and_its_worker_does_not_outlive_the_guest() {
     let domain = Domain::new();
     let rig = start(&domain);

@@ -325,8 +325,8 @@ impl<S: Spawner> Broker<S> {
 fn report(place: Place, trouble: &Trouble) {
     let Place { domid, id } = place;
     match trouble {
-        Trouble::Foreign => tracing::error!(name: "broker.foreign", domid, device = %id,
-            "A former backend serves or served this device, and it cannot be taken over. If its worker still runs the guest is \
+        Trouble::Foreign => tracing::warn!(name: "broker.foreign", domid, device = %id,
+            "A former xen-virtio served this device, and it cannot be taken over. If its worker still runs, the guest is \
              well; else the guest hangs when it uses the device: end it with `xl destroy {domid}` and create it again"),
         Trouble::WorkerDied(how) => tracing::error!(name: "broker.worker_died", domid, device = %id, how,
             "The worker that served this device died: the guest hangs as soon as it uses it. \

@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use guest_memory::{Budget, MapCache, PageSource};
 use io_bus::{Bus, Claim, Space, Window};
-use ioreq::{Buffering, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
+use ioreq::{Buffering, CloseError, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
+use rustix::io::Errno;
 use virtio_backend::Backend;
 use virtio_mmio::Transport;
 
@@ -91,6 +92,7 @@ impl Guest {
 
     /// Takes away a device that has come to rest, and unmaps what was mapped for it.
     pub(super) fn remove(&mut self, id: DeviceId) {
+        self.leave_the_dead();
         self.devices.remove(&id);
         // Mappings do not know for which device they were made; the others map again what they need.
         self.cache.invalidate();
@@ -105,7 +107,8 @@ impl Guest {
     /// Whether Xen still has our IOREQ server: it ends with the guest.
     pub(super) fn is_alive(&self) -> bool {
         // It is enabled, so this changes nothing.
-        self.hypervisor.set_enabled(self.server.id(), true).is_ok()
+        let asked = self.hypervisor.set_enabled(self.server.id(), true);
+        !asked.is_err_and(|error| error.guest_is_gone() || error.errno() == Errno::NOENT)
     }
 
     /// Unmaps guest memory that went stale and that no request holds, even if its devices idle.
@@ -127,13 +130,29 @@ impl Guest {
     /// Ends everything: devices, then the pump, then the IOREQ server.
     ///
     /// # Errors
-    /// A vCPU still waits in the IOREQ server, which is left to Xen.
+    /// Xen does not destroy the server.
     pub(super) fn stop(self) -> anyhow::Result<()> {
         self.rest_all();
+        self.leave_the_dead();
         let Self { devices, pump, server, .. } = self;
         drop(devices);
         pump.stop();
-        Ok(server.close()?)
+        match server.close() {
+            // `xl destroy` pauses the guest first, perhaps before a vCPU has picked its answer up.
+            Err(error @ CloseError::InUse { .. }) => {
+                tracing::info!(name: "worker.server_left", %error, "Xen destroys the IOREQ server with the guest");
+                server.release();
+                Ok(())
+            }
+            closed => Ok(closed?),
+        }
+    }
+
+    /// A guest that ended took our IOREQ server with it: there is nothing to give back.
+    fn leave_the_dead(&self) {
+        if !self.is_alive() {
+            self.server.release();
+        }
     }
 
     fn rest_all(&self) {
