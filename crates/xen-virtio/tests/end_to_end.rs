@@ -7,58 +7,20 @@ mod rig;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 
+use rig::domain::{BASE_A, BASE_B, DRIVERS_BYTES, Domain, RAM};
 use rig::{Rig, XVDA, XVDB, wait_until};
 use rustix::io::Errno;
-use testkit::driver::{GuestHal, MmioTransport, VcpuWindow};
-use testkit::memory::FakeForeignMemory;
-use testkit::xen::{DmOp, FakeXen};
+use testkit::xen::DmOp;
 use tokio::sync::oneshot;
-use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{CLOSING_PATIENCE, Request};
 use xen_virtio::channel::Channel;
 use xen_virtio::logging::HeldBack;
 use xen_virtio::protocol::Counter;
 use xen_virtio::worker;
-
-const RAM: u64 = 0x4000_0000;
-const RAM_BYTES: u64 = 16 << 20;
-/// What drivers may use; tests balloon out the rest.
-const DRIVERS_BYTES: u64 = 8 << 20;
-const BASE_A: u64 = 0x0200_0000;
-const BASE_B: u64 = 0x0200_0200;
-
-type Disk = VirtIOBlk<GuestHal, MmioTransport<VcpuWindow>>;
-
-/// A guest, as far as Xen has it.
-#[derive(Clone)]
-struct Domain {
-    xen: Arc<FakeXen>,
-    memory: FakeForeignMemory,
-}
-
-impl Domain {
-    fn new() -> Self {
-        Self { xen: FakeXen::new(2), memory: FakeForeignMemory::new(&[(RAM, RAM_BYTES)]) }
-    }
-
-    /// Runs `program` in the guest.
-    fn run<T>(&self, program: impl FnOnce(&Self) -> T) -> T {
-        GuestHal::boot(self.memory.clone(), RAM, RAM + DRIVERS_BYTES);
-        program(self)
-    }
-
-    fn disk(&self, base: u64) -> Disk {
-        VirtIOBlk::new(MmioTransport(VcpuWindow { vcpu: self.xen.vcpu(0), base })).unwrap()
-    }
-
-    fn is_forgotten(&self) -> bool {
-        self.xen.servers().is_empty() && self.memory.counts().live == 0
-    }
-}
 
 /// Runs workers as threads of the test's process. All guests share one domain's Xen.
 struct ThreadSpawner(Domain);

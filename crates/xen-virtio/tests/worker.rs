@@ -1,0 +1,168 @@
+//! A worker's own code, by orders that the test gives.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+mod rig;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::thread::{self, JoinHandle};
+
+use rig::domain::{BASE_A, BASE_B, Domain};
+use rig::{PATIENCE, XVDA, XVDB, disk_id};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendFlags, send};
+use tempfile::NamedTempFile;
+use virtio_drivers::device::blk::SECTOR_SIZE;
+use xen_virtio::channel::Channel;
+use xen_virtio::logging::HeldBack;
+use xen_virtio::model::{Device, Disk, Model};
+use xen_virtio::protocol::{Answer, Order, VERSION};
+use xen_virtio::worker;
+
+/// A worker that runs, and the broker's end of its channel.
+struct Running {
+    domain: Domain,
+    channel: Channel,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    fn start() -> Self {
+        let domain = Domain::new();
+        let (channel, there) = Channel::pair().unwrap();
+        let Domain { xen, memory } = domain.clone();
+        let thread =
+            thread::spawn(move || worker::serve(there, xen.hypervisor(), xen.channels(), memory, HeldBack::default()));
+        let running = Self { domain, channel, thread };
+        assert_eq!(running.answer(), Answer::Started { version: VERSION });
+        running
+    }
+
+    fn order(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> Answer {
+        self.channel.send(order, descriptors).unwrap();
+        self.answer()
+    }
+
+    fn answer(&self) -> Answer {
+        let timeout = Timespec::try_from(PATIENCE).unwrap();
+        let ready = poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert_eq!(ready, 1, "the worker says nothing");
+        self.channel.try_receive().unwrap().unwrap().0
+    }
+
+    fn attach(&self, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
+        let model = Model::Disk(Disk { vdev: format!("disk-{number}"), config: virtio_disk::Config::default() });
+        let device = Device { id: disk_id(number), base, irq: 33, model };
+        self.order(&Order::Attach { device }, descriptors)
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        drop(self.channel);
+        self.thread.join().unwrap()
+    }
+}
+
+fn image() -> NamedTempFile {
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    image
+}
+
+fn reason(answer: Answer) -> String {
+    match answer {
+        Answer::Refused { reason, .. } => reason,
+        other => panic!("it says {other:?}"),
+    }
+}
+
+#[test]
+fn a_device_without_what_its_model_needs_is_refused() {
+    let worker = Running::start();
+    let image = image();
+    let pipe = rustix::pipe::pipe().unwrap().0;
+
+    let none = reason(worker.attach(XVDA, BASE_A, &[]));
+    let two = reason(worker.attach(XVDA, BASE_A, &[image.as_fd(), image.as_fd()]));
+    let odd = reason(worker.attach(XVDA, BASE_A, &[pipe.as_fd()]));
+
+    assert!(none.contains("one image") && two.contains("one image"), "{none}; {two}");
+    assert!(odd.contains("regular file or a block device"), "{odd}");
+    assert_eq!(worker.attach(XVDA, BASE_A, &[image.as_fd()]), Answer::Attached { id: disk_id(XVDA) });
+}
+
+#[test]
+fn a_device_that_is_attached_twice_is_refused_and_the_first_goes_on() {
+    let worker = Running::start();
+    let (first, second) = (image(), image());
+    worker.attach(XVDA, BASE_A, &[first.as_fd()]);
+
+    let twice = reason(worker.attach(XVDA, BASE_B, &[second.as_fd()]));
+    worker.domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap());
+
+    assert!(twice.contains("served already"), "{twice}");
+    assert_eq!(std::fs::read(first.path()).unwrap()[0], 3);
+}
+
+#[test]
+fn a_window_at_the_end_of_the_address_space_is_refused() {
+    let worker = Running::start();
+    let image = image();
+
+    let refused = reason(worker.attach(XVDA, u64::MAX - 8, &[image.as_fd()]));
+
+    assert!(refused.contains("no place"), "{refused}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_detached_at_once() {
+    let worker = Running::start();
+
+    let answer = worker.order(&Order::Detach { id: disk_id(XVDB) }, &[]);
+
+    assert_eq!(answer, Answer::Detached { id: disk_id(XVDB) });
+}
+
+#[test]
+fn a_worker_that_is_told_to_stop_takes_its_devices_along() {
+    let worker = Running::start();
+    let image = image();
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+    worker.domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap());
+    let domain = worker.domain.clone();
+
+    worker.channel.send(&Order::Stop, &[]).unwrap();
+
+    worker.end().unwrap();
+    assert!(domain.is_forgotten());
+}
+
+#[test]
+fn a_worker_whose_broker_goes_before_it_has_a_device_ends() {
+    let worker = Running::start();
+    let domain = worker.domain.clone();
+
+    worker.end().unwrap();
+
+    assert!(domain.is_forgotten());
+}
+
+#[test]
+fn a_broker_that_talks_nonsense_is_taken_for_gone_and_the_guest_served() {
+    let worker = Running::start();
+    let image = image();
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+    send(&worker.channel, b"{\"detach\":[]}", SendFlags::empty()).unwrap();
+
+    worker.domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        disk.write_blocks(0, &[3; SECTOR_SIZE]).unwrap();
+        // Its drop would reset the device of a guest that is dead.
+        std::mem::forget(disk);
+    });
+    let domain = worker.domain.clone();
+    domain.xen.kill_guest();
+
+    worker.end().unwrap();
+    assert_eq!(std::fs::read(image.path()).unwrap()[0], 3);
+    assert_eq!(domain.memory.counts().live, 0);
+}
