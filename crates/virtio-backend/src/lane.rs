@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,10 +15,12 @@ use std::thread;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use guest_memory::MapCache;
+use rustix::thread::set_current_timer_slack;
 use smallvec::SmallVec;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::mailbox::{Command, Mailbox};
+use crate::moderation::{MOMENT, Moderation};
 use crate::{Backend, Counters, Fault, GuestFault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
 
 /// How long a lane waits before it tries again for room in the map cache, in milliseconds. Room
@@ -98,6 +101,8 @@ impl Drop for Lane {
 fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
     let LaneSetup { name: _, backend, index, features, cache, rings, kicks, signals, counters, ended } = setup;
     let queue_base = backend.identity().lanes.get(index).map_or(0, |queues| queues.start);
+    // A moment is to be a moment; by default the kernel may double it. It fails where seccomp forbids it.
+    let _ = set_current_timer_slack(NonZeroU64::new(1));
     let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters };
     let served = guarded(|| {
         for setup in rings {
@@ -122,7 +127,8 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
 /// Works until told to stop, or until the worker faults.
 fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Arc<EventFd>>, mailbox: Arc<Mailbox>) -> io::Result<()> {
     let mut events = EventManager::new().map_err(io::Error::other)?;
-    let id = events.add_subscriber(Listener { worker, pass, kicks, mailbox, ended: false });
+    let id =
+        events.add_subscriber(Listener { worker, pass, kicks, mailbox, moderation: Moderation::new(), ended: false });
     loop {
         let listener = events.subscriber_mut(id).map_err(io::Error::other)?;
         let timeout = listener.work_unasked();
@@ -144,22 +150,27 @@ struct Pass {
 }
 
 impl Pass {
-    /// Tells the driver, once, of everything that was pushed.
+    /// Ends a pass, or several: tells the driver, once, of everything that was pushed.
     fn announce(&mut self) -> Result<(), Fault> {
         let mut due = SmallVec::<[usize; 4]>::new();
         for (index, ring) in self.rings.iter_mut().enumerate() {
+            ring.end_pass()?;
             self.counters.requests.fetch_add(std::mem::take(&mut ring.popped), Relaxed);
             self.counters.completions.fetch_add(std::mem::take(&mut ring.pushed), Relaxed);
             if ring.take_due()? {
                 due.push(self.queue_base + index);
             }
         }
-        self.counters.passes.fetch_add(1, Relaxed);
         if !due.is_empty() {
             self.counters.notifications.fetch_add(1, Relaxed);
             self.signals.used(&due);
         }
         Ok(())
+    }
+
+    /// Requests taken and given back since the driver was last told.
+    fn events(&self) -> u64 {
+        self.rings.iter().map(|ring| ring.popped + ring.pushed).sum()
     }
 
     fn report(&self, fault: &Fault) {
@@ -174,6 +185,7 @@ struct Listener<'a> {
     pass: &'a mut Pass,
     kicks: Vec<Arc<EventFd>>,
     mailbox: Arc<Mailbox>,
+    moderation: Moderation,
     ended: bool,
 }
 
@@ -202,21 +214,33 @@ impl Listener<'_> {
     }
 
     fn work(&mut self, wake: Wake) {
-        tracing::trace!(name: "lane.wake", ?wake);
-        self.guard(|worker, pass| worker.work(wake, &mut pass.rings));
+        self.call(wake);
+        if let Some(mut hold) = self.moderation.begin() {
+            while !self.ended && self.moderation.goes_on(&mut hold, self.pass.events()) {
+                thread::sleep(MOMENT);
+                (0..self.pass.rings.len()).for_each(|queue| self.call(Wake::Queue(queue)));
+            }
+            self.moderation.end(&hold);
+        }
+        self.guard(|_, pass| pass.announce());
     }
 
-    /// Runs device code, announces what it pushed, and ends the lane if either faults.
+    fn call(&mut self, wake: Wake) {
+        tracing::trace!(name: "lane.wake", ?wake);
+        self.guard(|worker, pass| {
+            worker.work(wake, &mut pass.rings)?;
+            pass.counters.passes.fetch_add(1, Relaxed);
+            Ok(())
+        });
+    }
+
+    /// Runs device code, and ends the lane if it faults.
     fn guard(&mut self, device_code: impl FnOnce(&mut dyn Worker, &mut Pass) -> Result<(), Fault>) {
         if self.ended {
             return;
         }
         let Self { worker, pass, .. } = self;
-        let outcome = guarded(|| {
-            device_code(&mut **worker, pass)?;
-            pass.announce()
-        });
-        if let Err(fault) = outcome {
+        if let Err(fault) = guarded(|| device_code(&mut **worker, pass)) {
             // Before the worker is dropped, which may wait long for the host.
             self.pass.report(&fault);
             self.ended = true;
@@ -240,7 +264,10 @@ impl Listener<'_> {
     }
 
     fn drain(&mut self) {
-        self.guard(|worker, pass| worker.drain(&mut pass.rings));
+        self.guard(|worker, pass| {
+            worker.drain(&mut pass.rings)?;
+            pass.announce()
+        });
     }
 
     fn replace_ring(&mut self, queue: usize, ring: Result<Ring, GuestFault>) {

@@ -18,6 +18,7 @@ mod device;
 mod fault;
 mod lane;
 mod mailbox;
+mod moderation;
 mod request;
 mod ring;
 mod signals;

@@ -52,6 +52,8 @@ pub struct Ring {
     in_flight: HeadSet,
     starved: bool,
     more: bool,
+    /// Kicks are off until the pass ends.
+    served: bool,
     pub(crate) popped: u64,
     pub(crate) pushed: u64,
     unannounced: bool,
@@ -80,6 +82,7 @@ impl Ring {
         Self {
             in_flight: HeadSet::new(queue.size()),
             starved: false,
+            served: false,
             // What came before the lane listened for kicks has no event of its own.
             more: queue.ready(),
             queue,
@@ -179,8 +182,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes every request there is and hands it to `take`, with kicks off meanwhile; a pass takes
-    /// no more than the queue's size, so that a lane's other queues have their turn.
+    /// Takes every request there is and hands it to `take`; a pass takes no more than the queue's size,
+    /// so that a lane's other queues have their turn. Kicks are off from here to the end of the pass.
     ///
     /// # Errors
     /// As [`Ring::pop`], and what `take` returns.
@@ -188,34 +191,27 @@ impl Ring {
         if !self.queue.ready() {
             return Ok(());
         }
-        let mut left = self.queue.size();
-        loop {
-            self.queue.disable_notification(&self.view).map_err(GuestFault::Ring)?;
-            while left > 0
-                && let Some(request) = self.pop()?
-            {
-                left -= 1;
-                take(self, request)?;
-            }
-            if self.starved {
-                return Ok(());
-            }
-            if left == 0 {
-                self.more = true;
-                return Ok(());
-            }
-            if !self.enable_kicks()? {
-                return Ok(());
-            }
+        self.served = true;
+        self.queue.disable_notification(&self.view).map_err(GuestFault::Ring)?;
+        for _ in 0..self.queue.size() {
+            let Some(request) = self.pop()? else { return Ok(()) };
+            take(self, request)?;
         }
+        self.more = true;
+        Ok(())
     }
 
-    /// Asks for kicks again; true if something came while they were off.
+    /// Ends a pass: asks for kicks again if [`serve`](Self::serve) had turned them off. What came
+    /// meanwhile makes another pass.
     ///
     /// # Errors
     /// The ring cannot be read or written.
-    pub fn enable_kicks(&mut self) -> Result<bool, Fault> {
-        Ok(self.queue.enable_notification(&self.view).map_err(GuestFault::Ring)?)
+    pub(crate) fn end_pass(&mut self) -> Result<(), Fault> {
+        // With more to do soon there is no need to be told.
+        if std::mem::take(&mut self.served) && !self.starved && !self.more {
+            self.more = self.queue.enable_notification(&self.view).map_err(GuestFault::Ring)?;
+        }
+        Ok(())
     }
 
     /// Requests taken and not yet pushed back.

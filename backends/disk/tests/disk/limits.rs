@@ -47,9 +47,10 @@ on_each_engine! {
         for _ in 0..100 {
             assert_eq!(rig.read(0, 8).status, OK);
         }
-        // One more may have been under way, or be yet to be counted.
+        // Two each if the completion had one of its own. One more may have been under way; and now and then a lane looks
+        // whether waiting a moment brings more.
         let passes = rig.counters.snapshot().passes - before;
-        assert!((99..=101).contains(&passes), "{passes} passes");
+        assert!((99..150).contains(&passes), "{passes} passes");
     }
 
     fn more_pieces_than_a_system_call_takes_are_done_in_several(engine) {
