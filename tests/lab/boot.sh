@@ -33,22 +33,23 @@ pack_scripts() {
     rm -rf "$root"
 }
 
+# One emulated CPU: with two, each trap wakes the other CPU through the host's scheduler, and
+# disks are four to ten times slower.
+one_cpu=(-smp 1 -accel "tcg,thread=single")
+
 # boot SECONDS SCRIPT [QEMU OPTION...]: boots, runs /lab/SCRIPT in Dom0 and powers off. The
 # console goes to the standard output.
 boot() {
     local seconds=$1 script=$2
     shift 2
     timeout --foreground --kill-after=5 "$seconds" qemu-system-aarch64 \
-        -machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -m 4096 \
+        -machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -m 6144 \
         -display none -serial stdio -monitor none -net none -no-reboot \
         -kernel "$xen_image" \
-        -append "dom0_mem=1536M dom0_max_vcpus=2 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
+        -append "dom0_mem=1536M dom0_max_vcpus=1 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
         -device "guest-loader,addr=0x49000000,kernel=$kernel_image,bootargs=console=hvc0 rdinit=/init quiet lab.script=$script" \
         -device "guest-loader,addr=0x50000000,initrd=$dom0_initrd" \
         -fsdev "local,id=lab,path=$share,security_model=none" \
         -device virtio-9p-device,fsdev=lab,mount_tag=lab \
         "$@" </dev/null
 }
-
-# As fast as this machine can.
-fast_cpus=(-smp 2 -accel "tcg,thread=multi")

@@ -17,9 +17,9 @@ dom0_programs=("$xen_bin"/{xl,xenstored,xenconsoled,xen-init-dom0}
     sbin/{mke2fs,e2fsck})
 guest_programs=(sbin/{mke2fs,e2fsck})
 
-dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc loop ext4
+dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc loop ext4 crc32c_generic
     9p 9pnet_virtio virtio_mmio)
-guest_modules=(virtio_mmio virtio_blk ext4)
+guest_modules=(virtio_mmio virtio_blk ext4 crc32c_generic)
 
 library_dirs=({usr/,}lib/aarch64-linux-gnu usr/lib/aarch64-linux-gnu/ceph "usr/lib/xen-$xen_series/lib/aarch64-linux-gnu")
 
@@ -86,7 +86,10 @@ new_root() {
     rm -rf "$root"
     mkdir -p "$root"/{bin,dev,etc,mnt,proc,root,run,sys,tmp,usr,var,lab}
     cp "$sysroot/bin/busybox" "$root/bin/"
+    cp "$sysroot/etc/mke2fs.conf" "$root/etc/"
     ln -s busybox "$root/bin/sh"
+    # Where the kernel looks for modprobe.
+    ln -s bin "$root/sbin"
     install -m 755 "$2" "$root/init"
 }
 

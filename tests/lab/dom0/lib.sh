@@ -36,11 +36,26 @@ start_daemon() {
 
 daemon_answers_or_ended() { daemon_answers || ! kill -0 "$!"; }
 
+# Stops the daemon, if it runs; what its workers serve goes on being served.
+stop_daemon() {
+    daemon_answers || return 0
+    kill "$(daemon_pid)"
+    daemon_is_gone() { [ -z "$(daemon_pid)" ]; }
+    wait_until 20 daemon_is_gone || fail "xen-virtio serve does not stop"
+}
+
 daemon_answers() { xen-virtio list >/dev/null 2>&1; }
 
-daemon_pid() { pgrep -f '^xen-virtio serve' | head -n 1; }
+daemon_pid() { processes serve; }
 
-worker_pids() { pgrep -f '^xen-virtio worker'; }
+worker_pids() { processes worker; }
+
+# processes COMMAND: the ids of those that run `xen-virtio COMMAND`.
+processes() {
+    for pid in $(pidof xen-virtio); do
+        if tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q "^[^ ]*xen-virtio $1 "; then echo "$pid"; fi
+    done
+}
 
 no_workers() { [ -z "$(worker_pids)" ]; }
 
@@ -69,7 +84,7 @@ sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 # --- guests ---
 
 # guest NAME PART [DISK...]: writes an xl configuration whose guest runs guest_PART of this
-# case. A DISK is "path" or "path,access=ro". More lines can be added to $guests/NAME.cfg.
+# case. A DISK is "path" or "path,access=ro". set_option changes it.
 guest() {
     guest_name=$1 guest_part=$2
     shift 2
@@ -86,26 +101,30 @@ ramdisk = "/guest/guest.cpio"
 memory = 160
 vcpus = 1
 on_crash = "destroy"
+# Left to its default, xl mem-set stumbles over it.
+acpi = 0
 extra = "console=hvc0 rdinit=/init quiet panic=-1 lab.case=$case lab.part=$guest_part"
 disk = [ $guest_disks]
 END
 }
 
 # with_fio NAME: gives the guest fio, and the memory for it.
-with_fio() { set_line "$1" 'ramdisk = "/guest/guest-fio.cpio"' 'memory = 512'; }
+with_fio() {
+    set_option "$1" 'ramdisk = "/guest/guest-fio.cpio"'
+    set_option "$1" 'memory = 512'
+}
 
-# set_line NAME LINE...: adds lines to a guest's configuration; the last one counts.
-set_line() {
-    set_line_file=$guests/$1.cfg
-    shift
-    printf '%s\n' "$@" >>"$set_line_file"
+# set_option NAME "KEY = VALUE": sets an option of a guest's xl configuration.
+set_option() {
+    sed -i "/^${2%% *} =/d" "$guests/$1.cfg"
+    echo "$2" >>"$guests/$1.cfg"
 }
 
 xl_log() { echo "/lab/logs/xl-$1.log"; }
 
 try_create() { xl -vvv create "$guests/$1.cfg" >>"$(xl_log "$1")" 2>&1; }
 
-create() { try_create "$1" || fail "xl create $1: $(grep -v ' debug:' "$(xl_log "$1")" | tail -n 3)"; }
+create() { try_create "$1" || fail "xl create $1: $(grep error: "$(xl_log "$1")" | tail -n 3)"; }
 
 destroy() { xl destroy "$1" >>"$(xl_log "$1")" 2>&1; }
 
@@ -123,6 +142,13 @@ expect() {
     wait_until "$3" has_said_or_failed "$1" "$2"
     has_said "$1" "$2" && return
     fail "guest $1 did not say '$2': $(tail -n 3 "$(console "$1")" | tr -d '\r')"
+}
+
+# tell NAME WORDS: types a line on a guest's console.
+tell() {
+    tell_name=$1
+    shift
+    echo "$*" >"$(xenstore-read "/local/domain/$(domid "$tell_name")/console/tty")"
 }
 
 is_listed() { xl list "$1" >/dev/null 2>&1; }
