@@ -23,7 +23,6 @@ dom0() {
     finish balloon 120
 }
 
-xen_has() { [ "$(free_mib)" -ge "$1" ]; }
 xen_lacks() { [ "$(free_mib)" -le "$1" ]; }
 has_written_since() { [ "$(counter bytes_written)" -gt "$1" ]; }
 

@@ -13,8 +13,7 @@ dom0() {
 
     [ "$(daemon_fds)" -le "$descriptors" ] ||
         fail "the broker has $(daemon_fds) descriptors, before $rounds guests it had $descriptors: $(ls -l "/proc/$(daemon_pid)/fd")"
-    memory_is_back() { [ "$(free_mib)" -ge "$memory" ]; }
-    wait_until 10 memory_is_back || fail "Xen has $(free_mib) MiB free, before $rounds guests it had $memory"
+    wait_until 10 xen_has "$memory" || fail "Xen has $(free_mib) MiB free, before $rounds guests it had $memory"
 }
 
 destroy_one() {
@@ -22,7 +21,7 @@ destroy_one() {
     guest "$name" "write" "$image"
     create "$name"
     expect "$name" "writing" 60
-    sleep "0.$((RANDOM % 10))"
+    sleep "0.$1"
     check destroy "$name"
     wait_until 10 no_workers || fail "the worker outlives its guest"
     wait_until 10 no_zombies || fail "the domain cannot die: $(xl list | tail -n 1)"
@@ -31,5 +30,5 @@ destroy_one() {
 guest_write() {
     need_disk vda
     say "writing"
-    while dd if=/dev/zero of=/dev/vda bs=256k oflag=direct 2>/dev/null; do :; done
+    while :; do dd if=/dev/zero of=/dev/vda bs=256k count=128 oflag=direct 2>/dev/null; done
 }

@@ -19,7 +19,8 @@ END
 
 guest_use() {
     need_disk vda
-    [ "$(ls /sys/block/vda/mq | wc -l)" -eq 4 ] || fail "the disk has $(ls /sys/block/vda/mq | wc -l) queues, not 4"
+    queues=$(ls /sys/block/vda/mq | wc -l)
+    [ "$queues" -eq 4 ] || fail "the disk has $queues queues, not 4"
     [ "$(cat /sys/block/vda/serial)" = lab-large ] || fail "the disk's serial is $(cat /sys/block/vda/serial)"
     grep -q '^2[0-9a-f]\{8\}-.*System RAM' /proc/iomem || fail "no memory in the second bank: $(grep RAM /proc/iomem)"
     # Page cache takes memory from the top, so both banks are read into and written from.

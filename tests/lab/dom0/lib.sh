@@ -6,6 +6,13 @@ consoles=/lab/logs/consoles
 daemon_log=/lab/logs/xen-virtio.log
 disk_spec="format=raw, access=rw, backendtype=standalone, specification=virtio"
 
+# Copies from the build machine what guests are made of, and our program.
+set_up() {
+    mkdir -p /guest
+    cp /lab/Image /lab/guest.cpio /lab/guest-fio.cpio /guest/
+    cp /lab/xen-virtio /usr/sbin/
+}
+
 fail() {
     echo "$*" >"/run/$case.reason"
     exit 1
@@ -40,9 +47,10 @@ daemon_answers_or_ended() { daemon_answers || ! kill -0 "$!"; }
 stop_daemon() {
     daemon_answers || return 0
     kill "$(daemon_pid)"
-    daemon_is_gone() { [ -z "$(daemon_pid)" ]; }
-    wait_until 20 daemon_is_gone || fail "xen-virtio serve does not stop"
+    wait_until 20 no_daemon || fail "xen-virtio serve does not stop"
 }
+
+no_daemon() { [ -z "$(daemon_pid)" ]; }
 
 daemon_answers() { xen-virtio list >/dev/null 2>&1; }
 
@@ -124,7 +132,7 @@ xl_log() { echo "/lab/logs/xl-$1.log"; }
 
 try_create() { xl -vvv create "$guests/$1.cfg" >>"$(xl_log "$1")" 2>&1; }
 
-create() { try_create "$1" || fail "xl create $1: $(grep error: "$(xl_log "$1")" | tail -n 3)"; }
+create() { try_create "$1" || fail "xl create $1: $(grep error: "$(xl_log "$1")" | head -n 3)"; }
 
 destroy() { xl destroy "$1" >>"$(xl_log "$1")" 2>&1; }
 
@@ -170,6 +178,8 @@ run_guest() {
 domid() { xl domid "$1"; }
 
 free_mib() { xl info free_memory | tr -d ' '; }
+
+xen_has() { [ "$(free_mib)" -ge "$1" ]; }
 
 # Domains that have ended but are held by someone's mapping of their memory.
 no_zombies() { ! xl list | grep -q '(null)\|--ps*d'; }

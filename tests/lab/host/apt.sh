@@ -102,7 +102,7 @@ fetch_package() {
 fetch_source() {
     local package=$1 series=$2 version
     need_apt_lists
-    cd "$3"
+    cd "$3" || return
     while read -r version; do
         lab_apt_get source --download-only "$package=$version" 2>/dev/null && return
     done < <(lab_apt_cache showsrc --only-source "$package" |

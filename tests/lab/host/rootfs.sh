@@ -102,7 +102,7 @@ build_rootfs() {
     kernel=$(fetch_package "$(lab_apt_cache depends linux-image-arm64 | sed -n 's/^ *Depends: //p')")
     sysroot=$cache/sysroot-$(printf '%s\n' "${packages[@]##*/}" | key_of_stdin)
     kernel_tree=$cache/$(basename "$kernel" .deb)
-    key=$(cat "$lab"/{rootfs.sh,dom0/init,guest/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
+    key=$(cat "$lab"/{host/rootfs.sh,dom0/init,guest/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
     [[ $(cat "$out/rootfs.key" 2>/dev/null) == "$key" ]] && return
     say "making the root file systems of Dom0 and of the guests"
     make_dir_once "$sysroot" unpack_packages "${packages[@]}"

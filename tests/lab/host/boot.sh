@@ -7,6 +7,14 @@ logs=$share/logs
 # Where people look for them.
 logs_link=$out/logs
 
+# Builds what is not built yet, so that boot can follow.
+build_lab() {
+    build_xen
+    build_rootfs
+    build_program
+    fill_share
+}
+
 # Fills the directory that Dom0 sees.
 fill_share() {
     local name

@@ -12,11 +12,12 @@ build_program() {
     rustc=$(find_cross_rustc)
     say "building xen-virtio for arm64"
     (
-        cd "$repo"
+        cd "$repo" || exit
         export CARGO_TARGET_DIR=$out/cargo RUSTC=$rustc
         export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=${cross}gcc
         if [[ $rustc == "$debian_rust"/* ]]; then
-            export LD_LIBRARY_PATH=$(echo "$debian_rust"/usr/lib/*-linux-gnu)
+            LD_LIBRARY_PATH=$(compgen -G "$debian_rust/usr/lib/*-linux-gnu")
+            export LD_LIBRARY_PATH
         fi
         quietly "$out/build/cargo-build.log" cargo build --release --locked --target "$rust_target" -p xen-virtio
     )
@@ -25,7 +26,7 @@ build_program() {
 # Prints a compiler that has the standard library for arm64.
 find_cross_rustc() {
     local rustc
-    rustc=$(cd "$repo" && command -v rustc) || die "no Rust; install it (https://rustup.rs or: apt-get install rustc-web cargo-web)"
+    rustc=$(cd "$repo" && command -v rustc) || die "no Rust; install it by rustup, or by: apt-get install rustc-web cargo-web"
     if ! has_target "$rustc" && [[ ! -d $debian_rust ]]; then
         add_rustup_target || make_dir_once "$debian_rust" unpack_debian_rust
     fi

@@ -3,7 +3,7 @@
 
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 lab=$repo/tests/lab
 # Build products; `make clean` removes them.
 out=$repo/target/lab
@@ -14,6 +14,15 @@ xen_series=4.17
 cross=aarch64-linux-gnu-
 
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+
+# Loads what builds and boots the lab.
+load_parts() {
+    local part
+    for part in apt xen rootfs cross boot; do
+        # shellcheck source=/dev/null
+        source "$lab/host/$part.sh"
+    done
+}
 
 say() { printf '%s\n' "lab: $*" >&2; }
 

@@ -1,0 +1,51 @@
+# The front door. `make` alone lists what there is.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+# `make lab CASE="rw ext4"` runs these cases only.
+CASE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test check demo lab bench-lab install clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: deps ## Show a Xen guest using a disk, on an emulated Arm machine
+	@tests/lab/demo
+
+test: deps ## Run all tests, the lab's cases on real Xen included
+	$(CARGO) test --workspace --quiet
+	@tests/lab/run
+
+check: deps ## What must hold before a commit: format, lints, documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	@if command -v shellcheck >/dev/null; then shellcheck --external-sources $$(tests/lab/scripts); \
+	else echo "No shellcheck here: the lab's scripts are not looked at"; fi
+
+lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
+	@tests/lab/run $(CASE)
+
+bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures
+	@tests/lab/bench
+
+build: ## Build the program for this machine
+	$(CARGO) build --release -p xen-virtio
+
+install: build ## Install under PREFIX (/usr/local); DESTDIR for packagers
+	install -D -m 755 target/release/xen-virtio $(DESTDIR)$(PREFIX)/sbin/xen-virtio
+	install -d $(DESTDIR)/etc/xen-virtio/guests
+	install -D -m 644 guest-config/guests/example.toml $(DESTDIR)$(PREFIX)/share/doc/xen-virtio/examples/example.toml
+	install -D -m 644 guest-config/virtio-disks.cfg $(DESTDIR)$(PREFIX)/share/doc/xen-virtio/examples/virtio-disks.cfg
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,/usr/local/sbin/,$(PREFIX)/sbin/,' guest-config/xen-virtio.service \
+		>$(DESTDIR)$(PREFIX)/lib/systemd/system/xen-virtio.service
+
+deps: ## Install what the others need and this machine lacks (apt-get, sudo)
+	@tests/lab/deps
+
+clean: ## Remove what was built; downloads stay in the cache
+	$(CARGO) clean
