@@ -46,7 +46,14 @@ impl Uring {
         let ring = new_ring(u32::from(depth))?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+        let needed = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Readv::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+        ];
         if !needed.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "The kernel's io_uring lacks operations on files"));
         }
@@ -221,9 +228,17 @@ fn task_mut(tasks: &mut [Option<Task>], tag: u16) -> Option<&mut Task> {
     tasks.get_mut(usize::from(tag))?.as_mut()
 }
 
-/// The operation that makes `call`, if io_uring has one.
+/// The operation that makes `call`, if io_uring has one. One buffer, the common case, needs no list of buffers to be
+/// read and checked by the kernel.
 fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
     Some(match *call {
+        Call::Read { iovecs: [one], offset } => {
+            opcode::Read::new(FILE, one.iov_base.cast(), len(one)).offset(offset).build()
+        }
+        Call::Write { iovecs: [one], offset, stable } => opcode::Write::new(FILE, one.iov_base.cast(), len(one))
+            .offset(offset)
+            .rw_flags(calls::write_flags(stable))
+            .build(),
         Call::Read { iovecs, offset } => {
             opcode::Readv::new(FILE, iovecs.as_ptr(), count(iovecs)).offset(offset).build()
         }
@@ -235,6 +250,11 @@ fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
         Call::Allocate { mode, span } => opcode::Fallocate::new(FILE, span.len).offset(span.offset).mode(mode).build(),
         Call::DiscardBlocks { .. } => return None,
     })
+}
+
+/// A longer buffer than fits is a short transfer, and goes on from there.
+fn len(buffer: &libc::iovec) -> u32 {
+    u32::try_from(buffer.iov_len).unwrap_or(u32::MAX)
 }
 
 fn count(iovecs: &[libc::iovec]) -> u32 {
