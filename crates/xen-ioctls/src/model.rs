@@ -258,3 +258,50 @@ impl DeviceModel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::Kind;
+
+    /// A node that knows no ioctl at all.
+    fn model() -> DeviceModel {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        DeviceModel::new(Arc::new(Privcmd::from(null)), DomId::new(7).unwrap())
+    }
+
+    #[test]
+    fn each_operation_that_fails_says_what_it_was_and_for_whom() {
+        let (model, server) = (model(), ServerId(3));
+        let cases: [(Result<(), Error>, &str); 14] = [
+            (model.create_ioreq_server(false).map(drop), "Creating an IOREQ server"),
+            (model.get_ioreq_server_info(server, false).map(drop), "Asking about an IOREQ server"),
+            (model.map_io_range(server, Space::Memory, 0x200_0000..=0x200_01ff), "Claiming Memory 0x2000000-0x20001ff"),
+            (model.unmap_io_range(server, Space::Port, 0x60..=0x6f), "Giving up Port 0x60-0x6f"),
+            (model.set_ioreq_server_state(server, true), "Enabling or disabling an IOREQ server"),
+            (model.destroy_ioreq_server(server), "Destroying an IOREQ server"),
+            (model.set_irq_level(33, true), "Setting an interrupt line"),
+            (model.nr_vcpus().map(drop), "Asking for the number of vCPUs"),
+            (model.set_isa_irq_level(4, true), "Setting an ISA interrupt"),
+            (model.set_pci_intx_level(0, 0, 3, 1, false), "Setting a PCI interrupt"),
+            (model.inject_msi(0xfee0_0000, 0x31), "Injecting an MSI"),
+            (model.set_mem_type(Gfn(0x1000), 16, 0), "Setting a memory type"),
+            (model.map_mem_type_to_ioreq_server(server, 3, false, true), "Mapping a memory type"),
+            (model.modified_memory(&[(Gfn(0x1000), 1)]), "Reporting modified memory"),
+        ];
+        for (outcome, words) in cases {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), Kind::KernelLacksIt, "{error}");
+            assert!(error.to_string().starts_with(&format!("{words} for domain 7: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_report_of_nothing_is_no_call_and_one_of_too_much_is_refused() {
+        assert_eq!(model().modified_memory(&[]), Ok(()));
+        let too_many = vec![(Gfn(0), 1); 257];
+        assert_eq!(model().modified_memory(&too_many).unwrap_err().errno(), Errno::TOOBIG);
+    }
+}

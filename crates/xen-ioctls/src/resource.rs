@@ -59,3 +59,27 @@ impl ResourceMapping {
         self.0.memory()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn a_node_without_resources_says_whose_page_it_could_not_map() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let privcmd = Privcmd::from(OwnedFd::from(file));
+        let domain = DomId::new(9).unwrap();
+        for refused in [
+            ResourceMapping::ioreq_page(&privcmd, domain, ServerId(2)),
+            ResourceMapping::buffered_page(&privcmd, domain, ServerId(2)),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), Kind::KernelLacksIt);
+            assert!(error.to_string().contains("IOREQ server 2 of domain 9"), "{error}");
+        }
+    }
+}
