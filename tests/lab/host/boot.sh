@@ -9,6 +9,7 @@ logs_link=$out/logs
 
 # Builds what is not built yet, so that boot can follow.
 build_lab() {
+    mkdir -p "$out"
     build_xen
     build_rootfs
     build_program
