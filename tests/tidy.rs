@@ -11,12 +11,8 @@ use std::process::Command;
 const XEN_SIDE: [&str; 5] = ["xen-ioctls", "xenstore", "ioreq", "xen-virtio", "testkit"];
 
 /// Where unsafe code may live, as path prefixes. testkit plays a guest's memory and its driver's.
-const UNSAFE_PLACES: [&str; 4] = [
-    "crates/xen-ioctls/src/",
-    "crates/guest-memory/src/",
-    "backends/disk/src/engine/",
-    "crates/testkit/src/",
-];
+const UNSAFE_PLACES: [&str; 4] =
+    ["crates/xen-ioctls/src/", "crates/guest-memory/src/", "backends/disk/src/engine/", "crates/testkit/src/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
