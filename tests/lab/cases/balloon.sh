@@ -24,7 +24,6 @@ dom0() {
 }
 
 xen_lacks() { [ "$(free_mib)" -le "$1" ]; }
-has_written_since() { [ "$(counter bytes_written)" -gt "$1" ]; }
 
 guest_verify() {
     need_disk vda

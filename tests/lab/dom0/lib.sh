@@ -74,6 +74,8 @@ counter() {
     xen-virtio list --json | sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" | awk '{ n += $1 } END { print n + 0 }'
 }
 
+has_written_since() { [ "$(counter bytes_written)" -gt "$1" ]; }
+
 # --- disks ---
 
 # new_disk NAME MIB: an image of zeroes; prints its path.

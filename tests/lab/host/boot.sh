@@ -10,6 +10,9 @@ logs_link=$out/logs
 # Builds what is not built yet, so that boot can follow.
 build_lab() {
     mkdir -p "$out"
+    exec {lock}>"$out/lock"
+    flock --nonblock "$lock" || die "another run uses $out; wait for it"
+    mkdir -p "$out"
     build_xen
     build_rootfs
     build_program
@@ -46,12 +49,24 @@ pack_scripts() {
 # disks are four to ten times slower.
 one_cpu=(-smp 1 -accel "tcg,thread=single")
 
-# boot SECONDS SCRIPT [QEMU OPTION...]: boots, runs /lab/SCRIPT in Dom0 and powers off. The
-# console goes to the standard output.
+# watch READER SECONDS SCRIPT [QEMU OPTION...]: boots, runs /lab/SCRIPT in Dom0 and powers
+# off; READER gets the console on its standard input. The machine ends with us.
+watch() {
+    local reader=$1 console status=0
+    shift
+    exec {console}< <(boot "$@" 2>&1)
+    machine=$!
+    trap 'kill "$machine" 2>/dev/null' EXIT
+    "$reader" <&"$console" || status=$?
+    exec {console}<&-
+    trap - EXIT
+    return "$status"
+}
+
 boot() {
     local seconds=$1 script=$2
     shift 2
-    timeout --foreground --kill-after=5 "$seconds" qemu-system-aarch64 \
+    exec timeout --foreground --kill-after=5 "$seconds" qemu-system-aarch64 \
         -machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -m 6144 \
         -display none -serial stdio -monitor none -net none -no-reboot \
         -kernel "$xen_image" \
