@@ -74,6 +74,7 @@ impl DiskWorker {
         let place = self.held.get_mut(usize::from(head)).filter(|place| place.is_none());
         let place = place.ok_or_else(|| Fault::Bug(format!("no place for request {head}")))?;
         *place = Some((request, io));
+        tracing::trace!(name: "disk.submit", head, ?io);
         self.engine.submit(head, op).map_err(|error| Fault::Bug(format!("request {head} not submitted: {error}")))
     }
 

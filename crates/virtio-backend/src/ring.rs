@@ -141,6 +141,7 @@ impl Ring {
             return Err(GuestFault::Chain { head: request.head, what: "is in flight already" });
         }
         self.popped += 1;
+        tracing::trace!(name: "ring.pop", head = request.head);
         Ok(Some(request))
     }
 
@@ -177,6 +178,7 @@ impl Ring {
             return Err(Fault::Bug(format!("chain {head} pushed though not in flight")));
         }
         self.queue.add_used(&self.view, head, len).map_err(GuestFault::Ring)?;
+        tracing::trace!(name: "ring.push", head, len);
         self.pushed += 1;
         self.unannounced = true;
         Ok(())

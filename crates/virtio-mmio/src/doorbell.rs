@@ -23,6 +23,7 @@ impl Doorbell {
     pub(crate) fn ring(&self, queue: u32) {
         let kick = usize::try_from(queue).ok().and_then(|queue| self.kicks.get(queue));
         if let Some(kick) = kick {
+            tracing::trace!(name: "mmio.kick", queue);
             // It fails only at 2^64-2 unread kicks; the lane has one to see then.
             let _ = kick.write(1);
         }

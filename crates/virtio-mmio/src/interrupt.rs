@@ -83,6 +83,7 @@ impl Interrupt {
     }
 
     pub(crate) fn inject(&self) {
+        tracing::trace!(name: "mmio.interrupt", "Injecting an interrupt");
         match self.line.raise() {
             Ok(()) => count(&self.counters.interrupts),
             Err(error) => {

@@ -10,7 +10,7 @@ use crate::config;
 ///
 /// A guest whose xl configuration says `disk=["format=raw,vdev=xvda,access=rw,backendtype=standalone,
 /// specification=virtio,target=/path/to/image"]` finds its disk behind virtio-mmio registers that this program answers.
-/// Needs Xen with IOREQ servers (CONFIG_IOREQ_SERVER=y) and root in Dom0 or in a driver domain.
+/// Needs Xen with IOREQ servers (CONFIG_IOREQ_SERVER=y) and root in Dom0.
 #[derive(Debug, Parser)]
 #[command(name = "xen-virtio", version, max_term_width = 100)]
 pub struct Cli {

@@ -75,7 +75,7 @@ impl Line {
     fn new(prefix: String, limiter: Option<Limiter>) -> Self {
         // journald has a clock of its own.
         let clock = if std::env::var_os("JOURNAL_STREAM").is_some() { Clock::None } else { Clock::System };
-        Self { prefix, limiter, inner: Format::default().with_timer(clock).with_ansi(false) }
+        Self { prefix, limiter, inner: Format::default().with_timer(clock).with_ansi(false).with_target(false) }
     }
 }
 
@@ -93,7 +93,8 @@ where
         };
         let mut text = String::new();
         self.inner.format_event(context, Writer::new(&mut text), event)?;
-        write!(to, "{}{}", self.prefix, Escaped(text.trim_end()))?;
+        // The name is what to search for, and tells the hops of a request apart.
+        write!(to, "{}{} [{}]", self.prefix, Escaped(text.trim_end()), metadata.name())?;
         if held_back > 0 {
             write!(to, " ({held_back} more like this were held back)")?;
         }
