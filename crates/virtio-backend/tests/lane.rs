@@ -1,6 +1,12 @@
 //! A lane's life: what wakes it, what it tells the driver, and how it ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test reports by panicking"
+)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -287,6 +293,60 @@ fn spec_2_7_7_with_event_index_an_interrupt_comes_when_its_index_is_used() {
     rig.offer(0, 1);
     rig.kicks[0].write(1).unwrap();
     assert_eq!(rig.hear(), Said::Used(vec![2]));
+}
+
+/// The same numbers each time: xorshift.
+fn noise() -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15u64), |last| {
+        let mut next = *last;
+        next ^= next << 13;
+        next ^= next >> 7;
+        Some(next ^ (next << 17))
+    })
+}
+
+#[test]
+fn d13_whatever_the_driver_says_of_interrupts_its_requests_come_back() {
+    let rig = Rig::new();
+    let setups = vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), Some(rig.setup(1))];
+    let lane = rig.start_settled(setups);
+    for (round, noise) in (0..200u16).zip(noise()) {
+        rig.queues[0].set_used_event(noise as u16);
+        rig.queues[1].set_avail_flags((noise >> 16) as u16);
+        for queue in 0..2 {
+            rig.offer(queue, round % SIZE);
+            rig.kicks[queue].write(1).unwrap();
+        }
+        for queue in &rig.queues {
+            queue.wait_used(round + 1);
+        }
+    }
+    lane.stop();
+    let last = std::iter::repeat_with(|| rig.hear()).find(|said| !matches!(said, Said::Used(_)));
+    let stood = RingPosition { next_avail: 200, next_used: 200 };
+    assert_eq!(last, Some(Said::Ended(vec![stood, stood])));
+}
+
+#[test]
+fn d14_a_ring_that_another_vcpu_keeps_rewriting_costs_its_device_at_most() {
+    for seed in 0..50 {
+        let rig = Rig::new();
+        let lane = rig.start(Behaviour::Echo);
+        let queue = &rig.queues[0];
+        for noise in noise().skip(seed * 1000).take(300) {
+            let [slot, head, flags, next] = [0, 16, 32, 48].map(|shift| (noise >> shift) as u16);
+            let address = if flags & 8 == 0 { BASE + 0x8000 + (noise >> 52) } else { noise };
+            let descriptor = Descriptor { addr: address, len: u32::from(head), flags: flags & 7, next: next % 16 };
+            queue.write_descriptor(slot % SIZE, descriptor);
+            queue.publish(head % (SIZE + 1));
+            rig.kicks[0].write(1).unwrap();
+        }
+        lane.stop();
+        // It ends, of itself or because it was told to; a panic would say that it is a bug.
+        let said: Vec<_> =
+            std::iter::repeat_with(|| rig.hear()).take_while(|said| !matches!(said, Said::Ended(_))).collect();
+        assert!(!said.iter().any(|said| matches!(said, Said::NeedsReset(words) if words.contains("bug"))), "{said:?}");
+    }
 }
 
 #[test]

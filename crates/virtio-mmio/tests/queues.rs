@@ -222,7 +222,7 @@ fn a_chain_that_loops_breaks_its_device_until_reset() {
 }
 
 #[test]
-fn an_interrupt_that_the_host_refuses_is_counted_and_the_device_goes_on() {
+fn a17_an_interrupt_that_the_host_refuses_is_counted_and_the_device_goes_on() {
     let (rig, queue) = Rig::running(Behaviour::Echo);
     rig.line.is_broken.store(true, SeqCst);
     rig.offer(&queue);

@@ -7,6 +7,7 @@ mod rig;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rig::domain::{BASE_A, BASE_B, DRIVERS_BYTES, Domain, RAM};
@@ -150,6 +151,37 @@ fn b04_pages_that_are_ballooned_out_are_given_back_while_the_disk_idles() {
     });
 
     assert_eq!((sector_of(&image, 0)[0], sector_of(&image, 1)[0]), (1, 2));
+}
+
+#[test]
+fn a03_invalidations_in_the_middle_of_io_neither_disturb_it_nor_wait_for_it() {
+    let domain = Domain::new();
+    let rig = start(&domain);
+    create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+
+    let invalidations = domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        let (other, done) = (domain.xen.vcpu(1), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let balloons = scope.spawn(|| {
+                let invalidate = |_: &u64| !done.load(Ordering::Relaxed) && other.invalidate().is_ok();
+                (0..).take_while(invalidate).count()
+            });
+            for round in 0..=255 {
+                let mut read = [0; SECTOR_SIZE];
+                disk.write_blocks(usize::from(round), &[round; SECTOR_SIZE]).unwrap();
+                disk.read_blocks(usize::from(round), &mut read).unwrap();
+                assert_eq!(read, [round; SECTOR_SIZE]);
+            }
+            done.store(true, Ordering::Relaxed);
+            balloons.join().unwrap()
+        })
+    });
+    destroy(&rig, &[XVDA]);
+
+    assert!(invalidations > 0);
+    assert!(domain.is_forgotten());
 }
 
 #[test]
