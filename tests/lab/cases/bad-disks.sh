@@ -15,6 +15,12 @@ dom0() {
     : >/run/disks/empty
     refuse empty /run/disks/empty
     grep '/run/disks/empty' "$daemon_log" >/dev/null || fail "the log does not name the empty image: $(tail -n 3 "$daemon_log")"
+    check mount -o bind /run/disks /mnt
+    check mount -o remount,bind,ro /mnt
+    refuse no-writing /mnt/ok
+    grep '/mnt/ok' "$daemon_log" >/dev/null || fail "the log does not name the image that cannot be opened: $(tail -n 3 "$daemon_log")"
+    check umount /mnt
+
     run_guest fine look /run/disks/ok
 }
 

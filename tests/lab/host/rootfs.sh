@@ -110,7 +110,8 @@ build_rootfs() {
     cp "$kernel_tree"/boot/vmlinuz-* "$kernel_image"
     pack_guests
     pack_dom0
-    printf '%s\n' "${packages[@]##*/}" "${kernel##*/}" >"$out/packages.txt"
+    # For people who want to know what exactly was used.
+    (cd "$cache" && ls "xen-source-$xen_series"/*.dsc && printf '%s\n' "${packages[@]##*/}" "${kernel##*/}") >"$out/packages.txt"
     echo "$key" >"$out/rootfs.key"
 }
 
