@@ -111,7 +111,10 @@ build_rootfs() {
     pack_guests
     pack_dom0
     # For people who want to know what exactly was used.
-    (cd "$cache" && ls "xen-source-$xen_series"/*.dsc && printf '%s\n' "${packages[@]##*/}" "${kernel##*/}") >"$out/packages.txt"
+    {
+        compgen -G "$cache/xen-source-$xen_series/*.dsc" || true
+        printf '%s\n' "${packages[@]}" "$kernel"
+    } | sed 's,.*/,,' >"$out/packages.txt"
     echo "$key" >"$out/rootfs.key"
 }
 
