@@ -34,6 +34,9 @@ pub enum GuestFault {
     /// The ring itself cannot be read or written, or its index jumped.
     #[error("The queue cannot be worked")]
     Ring(#[source] virtio_queue::Error),
+    /// Part of the ring is no memory of the guest any more.
+    #[error("The available ring cannot be read")]
+    Unreadable(#[source] AccessError),
     /// A descriptor points at something that is no memory of the guest.
     #[error("Descriptor chain {head} describes unusable memory")]
     Memory {

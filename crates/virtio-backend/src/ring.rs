@@ -70,6 +70,8 @@ impl Ring {
         if !queue.is_valid(&view) || !areas_are_mapped(setup, &view) {
             return Err(GuestFault::Setup("a ring lies outside the guest's memory"));
         }
+        // What the checks met is dealt with.
+        drop(view.take_failure());
         Ok(Self::with_queue(queue, view, setup.max_chain_bytes))
     }
 
@@ -113,7 +115,7 @@ impl Ring {
     fn put_off_or_fail(&mut self, fault: GuestFault) -> Result<Option<Request>, Fault> {
         let cause = match (self.view.take_failure(), &fault) {
             (Some(swallowed), _) => Some(swallowed),
-            (None, GuestFault::Memory { source, .. }) => Some(source.clone()),
+            (None, GuestFault::Memory { source, .. } | GuestFault::Unreadable(source)) => Some(source.clone()),
             (None, _) => None,
         };
         match cause {
@@ -131,12 +133,13 @@ impl Ring {
     }
 
     fn pop_chain(&mut self) -> Result<Option<Request>, GuestFault> {
-        let available = self.queue.avail_idx(&self.view, Ordering::Acquire).map_err(GuestFault::Ring)?;
         let position = self.queue.next_avail();
-        if available.0 == position {
-            return Ok(None);
-        }
-        let request = self.resolve_next()?;
+        let limit = usize::from(self.queue.size());
+        let Some(mut chain) = self.queue.iter(&self.view).map_err(GuestFault::Ring)?.next() else {
+            return self.nothing_there();
+        };
+        let resolved = resolve(&mut chain, &self.view, limit, self.max_chain_bytes);
+        let request = resolved.inspect_err(|_| self.queue.set_next_avail(position))?;
         if !self.in_flight.insert(request.head) {
             return Err(GuestFault::Chain { head: request.head, what: "is in flight already" });
         }
@@ -145,17 +148,10 @@ impl Ring {
         Ok(Some(request))
     }
 
-    /// Moves past the next chain only if it is good.
-    fn resolve_next(&mut self) -> Result<Request, GuestFault> {
-        let position = self.queue.next_avail();
-        let limit = usize::from(self.queue.size());
-        let unreadable = GuestFault::Setup("the available ring cannot be read");
-        let mut chain = self.queue.iter(&self.view).map_err(GuestFault::Ring)?.next().ok_or(unreadable)?;
-        let resolved = resolve(&mut chain, &self.view, limit, self.max_chain_bytes);
-        if resolved.is_err() {
-            self.queue.set_next_avail(position);
-        }
-        resolved
+    /// The iterator ends alike where there is nothing and where the ring cannot be read; of the latter
+    /// the view knows.
+    fn nothing_there(&self) -> Result<Option<Request>, GuestFault> {
+        self.view.take_failure().map_or(Ok(None), |source| Err(GuestFault::Unreadable(source)))
     }
 
     /// Puts back the request taken last, untouched, to be taken again later.

@@ -241,6 +241,20 @@ fn an_idle_ring_has_nothing_and_says_nothing() {
 }
 
 #[test]
+fn b04_a_ring_whose_entries_are_ballooned_out_is_at_fault_and_not_taken_for_empty() {
+    let rig = Rig::new();
+    let mut setup = rig.setup();
+    // The index is the last word of a page, the entries begin on the next.
+    setup.avail_ring = BASE + 0x2_0ffc;
+    let mut ring = Ring::new(&setup, &rig.cache).unwrap();
+    assert!(ring.pop().unwrap().is_none());
+    rig.memory.store(setup.avail_ring + 2, 1u16);
+    rig.memory.balloon_out(BASE + 0x2_1000, 1);
+    rig.cache.invalidate();
+    assert!(matches!(ring.pop(), Err(Fault::Guest(GuestFault::Unreadable(_)))));
+}
+
+#[test]
 fn b04_a_ring_follows_its_pages_when_the_guest_exchanges_them() {
     let rig = Rig::new();
     rig.offer(0);
