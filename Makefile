@@ -35,7 +35,8 @@ bench-lab: deps ## Count what one guest I/O costs, beside other backends' figure
 build: ## Build the program for this machine
 	$(CARGO) build --release -p xen-virtio
 
-install: build ## Install under PREFIX (/usr/local); DESTDIR for packagers
+install: ## Install what was built under PREFIX (/usr/local); DESTDIR for packagers
+	@test -x target/release/xen-virtio || { echo "There is no program yet: run make build first, not as root"; exit 1; }
 	install -D -m 755 target/release/xen-virtio $(DESTDIR)$(PREFIX)/sbin/xen-virtio
 	install -d $(DESTDIR)/etc/xen-virtio/guests
 	install -D -m 644 guest-config/guests/example.toml $(DESTDIR)$(PREFIX)/share/doc/xen-virtio/examples/example.toml
