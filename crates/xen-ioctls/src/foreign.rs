@@ -16,11 +16,8 @@ use vm_memory::VolatileSlice;
 
 use crate::abi::linux_privcmd as abi;
 use crate::privcmd::address_of;
-use crate::sys::{self, Mapped, Reserved};
+use crate::sys::{self, Mapped, Reserved, XEN_PAGE};
 use crate::{DomId, Error, Gfn, Privcmd};
-
-/// Xen's page, whatever the host's.
-const XEN_PAGE: usize = 4096;
 
 /// How often a frame that Xen is paging in is asked for again, a millisecond apart.
 const PAGED_TRIES: u32 = 10;

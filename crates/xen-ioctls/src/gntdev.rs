@@ -14,11 +14,10 @@ use vm_memory::VolatileSlice;
 use crate::abi::linux_gntdev::{self as abi, CopyForeign, CopyPtr, GrantCopySegment};
 use crate::node::{open_node, owns_node};
 use crate::privcmd::address_of;
-use crate::sys::{self, Mapped, Reserved};
+use crate::sys::{self, Mapped, Reserved, XEN_PAGE};
 use crate::{DomId, Error, Port};
 
 const PATH: &str = "/dev/xen/gntdev";
-const XEN_PAGE: usize = 4096;
 
 /// The most grants the driver maps in one go.
 const MOST_GRANTS: usize = 65536;

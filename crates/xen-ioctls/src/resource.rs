@@ -7,10 +7,8 @@ use rustix::mm::ProtFlags;
 use vm_memory::VolatileSlice;
 
 use crate::abi::{linux_privcmd, memory};
-use crate::sys::{self, Mapped, Reserved};
+use crate::sys::{self, Mapped, Reserved, XEN_PAGE};
 use crate::{DomId, Error, Privcmd, ServerId};
-
-const XEN_PAGE: usize = 4096;
 
 /// One page of an IOREQ server, unmapped when dropped. Mapping it again, by a later process of the
 /// same domain, gives the same page.

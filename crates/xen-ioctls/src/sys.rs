@@ -8,6 +8,9 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vm_memory::VolatileSlice;
 
+/// Xen's page in bytes, whatever the host's.
+pub(crate) const XEN_PAGE: usize = 4096;
+
 /// Issues an ioctl and returns what the kernel returned, if that is not negative.
 ///
 /// # Safety
