@@ -1,25 +1,35 @@
 //! What a disk counts, beside what every device counts.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::request::Io;
 
-/// Counts since the disk was made, over all lanes and resets.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    reads: Counter,
-    bytes_read: Counter,
-    writes: Counter,
-    bytes_written: Counter,
-    flushes: Counter,
-    discards: Counter,
-    zeroings: Counter,
+virtio_backend::counters! {
+    /// Counts since the disk was made, over all lanes and resets.
+    pub(crate) struct Counters;
+    /// [`Counters`] at one moment.
+    pub(crate) struct CountersSnapshot;
+
+    /// Reads done.
+    reads,
+    /// Bytes that they moved.
+    bytes_read,
+    /// Writes done.
+    writes,
+    /// Bytes that they moved.
+    bytes_written,
+    /// Flushes done.
+    flushes,
+    /// Discards done.
+    discards,
+    /// Write-zeroes done.
+    zeroings,
     /// Requests that ended in an error which the driver did not cause.
-    pub(crate) errors: Counter,
+    errors,
     /// Operations that the host failed; the same but for flushes refused after a failed one.
-    pub(crate) host_failures: Counter,
+    host_failures,
     /// Requests refused for what the driver asked.
-    pub(crate) refusals: Counter,
+    refusals,
 }
 
 impl Counters {
@@ -32,51 +42,9 @@ impl Counters {
             Io::Discard(_) => (&self.discards, None),
             Io::WriteZeroes { .. } => (&self.zeroings, None),
         };
-        requests.add(1);
+        requests.fetch_add(1, Relaxed);
         if let Some((counter, bytes)) = bytes {
-            counter.add(bytes);
+            counter.fetch_add(bytes, Relaxed);
         }
-    }
-
-    pub(crate) fn pairs(&self) -> Vec<(&'static str, u64)> {
-        let Self {
-            reads,
-            bytes_read,
-            writes,
-            bytes_written,
-            flushes,
-            discards,
-            zeroings,
-            errors,
-            host_failures,
-            refusals,
-        } = self;
-        vec![
-            ("reads", reads.get()),
-            ("bytes_read", bytes_read.get()),
-            ("writes", writes.get()),
-            ("bytes_written", bytes_written.get()),
-            ("flushes", flushes.get()),
-            ("discards", discards.get()),
-            ("zeroings", zeroings.get()),
-            ("errors", errors.get()),
-            ("host_failures", host_failures.get()),
-            ("refusals", refusals.get()),
-        ]
-    }
-}
-
-/// One count. Lanes add, anyone reads.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    /// Returns the count with `amount` in it.
-    pub(crate) fn add(&self, amount: u64) -> u64 {
-        self.0.fetch_add(amount, Relaxed).wrapping_add(amount)
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Relaxed)
     }
 }

@@ -121,7 +121,7 @@ impl Backend for Disk {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters.pairs()
+        self.counters.snapshot().pairs()
     }
 }
 

@@ -52,7 +52,7 @@ impl DiskWorker {
             Ok(Command::Io(Io::Flush)) if self.flush_failed() => self.fail(ring, request),
             Ok(Command::Io(io)) => self.submit(request, io),
             Err(Refusal { status, reason }) => {
-                self.counters.refusals.add(1);
+                self.counters.refusals.fetch_add(1, Relaxed);
                 tracing::debug!(name: "disk.refused", head, reason);
                 answer(ring, request, status, 0)
             }
@@ -121,7 +121,7 @@ impl DiskWorker {
     }
 
     fn fail(&self, ring: &mut Ring, request: Request) -> Result<(), Fault> {
-        self.counters.errors.add(1);
+        self.counters.errors.fetch_add(1, Relaxed);
         answer(ring, request, Status::IoError, 0)
     }
 
@@ -130,7 +130,7 @@ impl DiskWorker {
             self.life.flush_failed.store(true, Relaxed);
         }
         // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
-        let failures = self.counters.host_failures.add(1);
+        let failures = self.counters.host_failures.fetch_add(1, Relaxed).wrapping_add(1);
         if failures.is_power_of_two() {
             tracing::error!(name: "disk.io_error", ?io, %error, failures, "The host failed a request of the disk");
         }

@@ -5,32 +5,32 @@
 #[macro_export]
 macro_rules! counters {
     (
-        $(#[$counters_doc:meta])* pub struct $counters:ident;
-        $(#[$snapshot_doc:meta])* pub struct $snapshot:ident;
+        $(#[$counters_doc:meta])* $vis:vis struct $counters:ident;
+        $(#[$snapshot_doc:meta])* $snapshot_vis:vis struct $snapshot:ident;
         $($(#[$doc:meta])* $name:ident,)+
     ) => {
         $(#[$counters_doc])*
         #[derive(Debug, Default)]
-        pub struct $counters {
-            $($(#[$doc])* pub $name: ::std::sync::atomic::AtomicU64,)+
+        $vis struct $counters {
+            $($(#[$doc])* $vis $name: ::std::sync::atomic::AtomicU64,)+
         }
 
         $(#[$snapshot_doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct $snapshot {
-            $($(#[$doc])* pub $name: u64,)+
+        $snapshot_vis struct $snapshot {
+            $($(#[$doc])* $snapshot_vis $name: u64,)+
         }
 
         impl $counters {
             /// Reads all counters, each at its own moment.
-            pub fn snapshot(&self) -> $snapshot {
+            $vis fn snapshot(&self) -> $snapshot {
                 $snapshot { $($name: self.$name.load(::std::sync::atomic::Ordering::Relaxed),)+ }
             }
         }
 
         impl $snapshot {
             /// Names and values, for people and machines to read.
-            pub fn pairs(&self) -> Vec<(&'static str, u64)> {
+            $snapshot_vis fn pairs(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)+]
             }
         }
