@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::{Fault, Ring, Signals};
+use crate::{Fault, Operation, Ring, Signals};
 
 /// What a driver and a transport must know of a device. Fixed for the device's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Hands over, once, the way to tell the driver of a changed configuration.
     fn attach(&self, _signals: Arc<dyn Signals>) {}
 
+    /// Does what the operator asks. Called on any thread; returns soon.
+    ///
+    /// # Errors
+    /// Why it does not, for the operator to read.
+    fn operate(&self, _operation: Operation) -> Result<(), String> {
+        Err("This kind of device has nothing of that sort".to_owned())
+    }
+
     /// What the device counts, beside what every device counts: names in `snake_case`, since start.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -83,7 +91,8 @@ pub trait Worker: Send {
     fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault>;
 
     /// Descriptors to wait for beside the kicks: a tap, a completion eventfd, a timer. They are
-    /// watched edge-triggered, so a wake means: read until there is no more.
+    /// watched edge-triggered, so a wake means: read until there is no more. Descriptors that come and go, or that
+    /// are to be written, are watched by a [`Watcher`](crate::Watcher), which is one source.
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }

@@ -16,17 +16,23 @@
 mod counters;
 mod device;
 mod fault;
+mod kind;
 mod lane;
 mod mailbox;
 mod moderation;
+mod rate_limit;
 mod request;
 mod ring;
 mod signals;
+mod watcher;
 
 pub use counters::{Counters, CountersSnapshot};
 pub use device::{Backend, Identity, Wake, Worker};
 pub use fault::{Fault, GuestFault};
+pub use kind::{Kind, Operation, Owner};
 pub use lane::{Lane, LaneSetup, guarded};
+pub use rate_limit::{Rate, RateLimit};
 pub use request::Request;
 pub use ring::{Ring, RingPosition, RingSetup};
 pub use signals::Signals;
+pub use watcher::{Interest, Ready, Watcher};

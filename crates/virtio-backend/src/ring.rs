@@ -52,8 +52,8 @@ pub struct Ring {
     in_flight: HeadSet,
     starved: bool,
     more: bool,
-    /// Kicks are off until the pass ends.
-    served: bool,
+    /// Kicks are asked for when the pass ends.
+    listens: bool,
     pub(crate) popped: u64,
     pub(crate) pushed: u64,
     unannounced: bool,
@@ -84,7 +84,7 @@ impl Ring {
         Self {
             in_flight: HeadSet::new(queue.size()),
             starved: false,
-            served: false,
+            listens: false,
             // What came before the lane listened for kicks has no event of its own.
             more: queue.ready(),
             queue,
@@ -186,11 +186,8 @@ impl Ring {
     /// # Errors
     /// As [`Ring::pop`], and what `take` returns.
     pub fn serve(&mut self, mut take: impl FnMut(&mut Self, Request) -> Result<(), Fault>) -> Result<(), Fault> {
-        if !self.queue.ready() {
-            return Ok(());
-        }
-        self.served = true;
-        self.queue.disable_notification(&self.view).map_err(GuestFault::Ring)?;
+        self.decline_kicks()?;
+        self.ask_for_kicks();
         for _ in 0..self.queue.size() {
             let Some(request) = self.pop()? else { return Ok(()) };
             take(self, request)?;
@@ -199,14 +196,31 @@ impl Ring {
         Ok(())
     }
 
-    /// Ends a pass: asks for kicks again if [`serve`](Self::serve) had turned them off. What came
-    /// meanwhile makes another pass.
+    /// Tells the driver not to kick for this queue: its buffers are taken when the device has a use for
+    /// them. A driver may kick all the same.
+    ///
+    /// # Errors
+    /// The ring cannot be written.
+    pub fn decline_kicks(&mut self) -> Result<(), Fault> {
+        if self.queue.ready() {
+            self.queue.disable_notification(&self.view).map_err(GuestFault::Ring)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the driver, when the pass ends, to kick once it makes buffers available; buffers that came meanwhile make
+    /// another pass. For a device that has found the queue empty and needs more. [`serve`](Self::serve) asks by itself.
+    pub fn ask_for_kicks(&mut self) {
+        self.listens = self.queue.ready();
+    }
+
+    /// Ends a pass: asks for kicks if they are wanted again. What came meanwhile makes another pass.
     ///
     /// # Errors
     /// The ring cannot be read or written.
     pub(crate) fn end_pass(&mut self) -> Result<(), Fault> {
         // With more to do soon there is no need to be told.
-        if std::mem::take(&mut self.served) && !self.starved && !self.more {
+        if std::mem::take(&mut self.listens) && !self.starved && !self.more {
             self.more = self.queue.enable_notification(&self.view).map_err(GuestFault::Ring)?;
         }
         Ok(())
