@@ -166,7 +166,7 @@ impl Buffers {
     }
 
     /// The buffers cut to `len` bytes from `at` on; none is empty.
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = libc::iovec> {
+    pub(crate) fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = libc::iovec> + use<'_> {
         let (mut skip, mut left) = (at, len);
         self.iovecs.iter().filter_map(move |buffer| {
             let skipped = skip.min(buffer.iov_len);

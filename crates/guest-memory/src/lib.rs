@@ -25,6 +25,7 @@ mod plain;
 mod source;
 mod stats;
 mod table;
+mod vectored;
 mod view;
 
 pub use address::{CHUNK_SIZE, PAGE_SIZE, Route};
@@ -37,4 +38,5 @@ pub use no_backend::{NoBackend, NoRegion};
 pub use plain::{LayoutError, PlainMemory};
 pub use source::{MapError, Mapping, PageSource};
 pub use stats::Stats;
+pub use vectored::{Part, read_vectored, write_vectored};
 pub use view::View;
