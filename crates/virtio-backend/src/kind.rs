@@ -19,7 +19,7 @@ use crate::Backend;
 pub trait Kind {
     /// What the operator writes of one device: the keys of its entry in a configuration file. Unknown
     /// keys are refused; those left out have defaults.
-    type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + 'static;
+    type Config: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static;
 
     /// Why a device cannot be: with what was expected, and what to do.
     type Error: Error + Send + Sync + 'static;
@@ -63,7 +63,7 @@ pub trait Kind {
 }
 
 /// Whose device it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, Serialize)]
 pub struct Owner {
     /// The guest's name; fit to be part of a file name.
     pub guest: String,

@@ -1,21 +1,39 @@
 //! What xen-virtio serves, as the broker describes it to a worker: checked, and free of the toolstack's spelling.
+//!
+//! The kinds of device are listed here, and nowhere else: a new one is a line.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use anyhow::Context;
+use serde::{Deserialize, Deserializer, Serialize};
+use virtio_backend::{Backend, Kind, Owner};
 
 /// A device of a guest, and where the guest finds it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
     /// Which of the guest's devices.
     pub id: DeviceId,
+    /// Where the guest finds it.
+    pub place: Place,
+    /// What people call it, unique within the guest: `xvda`, `net0`.
+    pub name: String,
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it is.
+    pub model: Model,
+}
+
+/// Where a guest finds a device.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
     /// Guest-physical address of its registers, [`WINDOW_BYTES`] from there.
     pub base: u64,
     /// Its interrupt as Xen counts them: shared peripheral interrupts start at 32.
     pub irq: u32,
-    /// What it is.
-    pub model: Model,
 }
 
 /// The size of a virtio-mmio window under libxl (`VIRTIO_MMIO_DEV_SIZE` in libxl_arm.c).
@@ -31,12 +49,16 @@ pub struct DeviceId {
     pub number: u32,
 }
 
-/// A protocol of the toolstack for a kind of devices.
+/// A way in which devices are asked for.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// libxl's `disk=[... specification=virtio ...]`.
     VirtioDisk,
+    /// libxl's `virtio=[...]` (Xen 4.18 and later).
+    Virtio,
+    /// An entry of the file given to `serve --static`.
+    Static,
 }
 
 impl Class {
@@ -44,6 +66,8 @@ impl Class {
     pub const fn directory(self) -> &'static str {
         match self {
             Self::VirtioDisk => "virtio_disk",
+            Self::Virtio => "virtio",
+            Self::Static => "static",
         }
     }
 }
@@ -54,38 +78,102 @@ impl fmt::Display for DeviceId {
     }
 }
 
-/// What a device is, with what its backend must know.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Model {
-    /// A block device over the image whose descriptor comes with this.
-    Disk(Disk),
+/// Makes the enum of all kinds of [`Kind`], each with its configuration, and the ways from it to its device.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident: $device:ty,)+) => {
+        /// What a device is, with all its backend must know.
+        #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Model {
+            $($(#[$doc])* $variant(<$device as Kind>::Config),)+
+        }
+
+        impl Model {
+            /// The kinds, in a word each, and their virtio device IDs.
+            pub const KINDS: &[(&str, u32)] = &[$((<$device>::NAME, <$device>::DEVICE_ID),)+];
+
+            /// What an operator wrote of a device of this kind; `None`: there is no such kind.
+            pub fn parse<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Option<Result<Self, D::Error>> {
+                $(if kind == <$device>::NAME {
+                    return Some(Deserialize::deserialize(keys).map(Self::$variant));
+                })+
+                None
+            }
+
+            /// A device of which nothing is written; `None`: none of this virtio device ID is served.
+            pub fn default_of(device_id: u32) -> Option<Self> {
+                $(if device_id == <$device>::DEVICE_ID {
+                    return Some(Self::$variant(Default::default()));
+                })+
+                None
+            }
+
+            /// What it is, in a word.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => <$device>::NAME,)+ }
+            }
+
+            /// Its virtio device ID (virtio 1.2 §5).
+            pub fn device_id(&self) -> u32 {
+                match self { $(Self::$variant(_) => <$device>::DEVICE_ID,)+ }
+            }
+
+            /// Checks what can be checked without looking at the host.
+            ///
+            /// # Errors
+            /// No host could serve this.
+            pub fn check(&self) -> anyhow::Result<()> {
+                match self { $(Self::$variant(config) => Ok(<$device>::check(config)?),)+ }
+            }
+
+            /// What of the host it takes for itself alone, in words.
+            pub fn exclusive(&self) -> Vec<String> {
+                match self { $(Self::$variant(config) => <$device>::exclusive(config),)+ }
+            }
+
+            /// The host's end of the device, in words.
+            pub fn host_end(&self) -> String {
+                match self { $(Self::$variant(config) => <$device>::host_end(config),)+ }
+            }
+
+            /// Opens what the device needs of the host; may block.
+            ///
+            /// # Errors
+            /// The host does not have it or does not give it.
+            pub fn open(&mut self, owner: &Owner) -> anyhow::Result<Vec<OwnedFd>> {
+                match self { $(Self::$variant(config) => Ok(<$device>::open(config, owner)?),)+ }
+            }
+
+            /// Makes the device, of the descriptors that [`open`](Self::open) gave.
+            ///
+            /// # Errors
+            /// They are others.
+            pub fn make(&self, descriptors: Vec<OwnedFd>) -> anyhow::Result<Arc<dyn Backend>> {
+                let made = match self {
+                    $(Self::$variant(config) => <$device>::make(config, descriptors).map_err(anyhow::Error::from),)+
+                };
+                made.with_context(|| format!("No {} can be made of this", self.kind()))
+            }
+
+            /// Takes away what [`open`](Self::open) left on the host; may block.
+            pub fn close(&self, owner: &Owner) {
+                match self { $(Self::$variant(config) => <$device>::close(config, owner),)+ }
+            }
+        }
+    };
 }
 
-impl Model {
-    /// What it is, in a word.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Disk(_) => "disk",
-        }
-    }
-
-    /// What the toolstack calls it.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Disk(disk) => &disk.vdev,
-        }
-    }
-}
-
-/// A disk.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Disk {
-    /// What the toolstack calls it: `xvda`.
-    pub vdev: String,
-    /// How it is served.
-    pub config: virtio_disk::Config,
+kinds! {
+    /// A block device.
+    Disk: virtio_disk::Disk,
+    /// A network card.
+    Net: virtio_net::Net,
+    /// A console with one port or several.
+    Console: virtio_console::Console,
+    /// A source of entropy.
+    Rng: virtio_rng::Rng,
+    /// Sockets between guest and host.
+    Vsock: virtio_vsock::Vsock,
 }
 
 /// Devices for tests.
@@ -94,11 +182,13 @@ pub(crate) mod sample {
     use super::*;
 
     pub(crate) fn disk(vdev: &str) -> Device {
+        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/run".into() };
         Device {
             id: DeviceId { class: Class::VirtioDisk, number: 51712 },
-            base: 0x0200_0000,
-            irq: 33,
-            model: Model::Disk(Disk { vdev: vdev.into(), config: virtio_disk::Config::default() }),
+            place: Place { base: 0x0200_0000, irq: 33 },
+            name: vdev.into(),
+            owner,
+            model: Model::Disk(virtio_disk::Config::default()),
         }
     }
 }
