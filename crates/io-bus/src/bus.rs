@@ -1,10 +1,11 @@
 //! The table of windows, and the way an access takes through it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::mem;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
-use crate::{Deferral, Space, Window};
+use crate::{Completer, Deferral, Space, Window, defer};
 
 /// What answers in a window.
 ///
@@ -33,13 +34,23 @@ pub enum Written {
 #[derive(Default)]
 pub struct Bus {
     /// Keyed by space and first address; no two windows of a space overlap.
-    windows: RwLock<BTreeMap<(Space, u64), Entry>>,
+    windows: RwLock<Windows>,
+    /// How many windows await their device.
+    awaited: AtomicUsize,
     unclaimed: AtomicU64,
 }
 
+type Windows = BTreeMap<(Space, u64), Entry>;
+
 struct Entry {
     window: Window,
-    device: Arc<dyn Device>,
+    occupant: Occupant,
+}
+
+enum Occupant {
+    Device(Arc<dyn Device>),
+    /// The device is still to come; these are the accesses that wait for it.
+    Awaited(Mutex<Vec<Completer>>),
 }
 
 /// A claimed window. Dropping it takes the window off the bus; accesses under way end in peace.
@@ -69,8 +80,22 @@ impl Bus {
     /// # Errors
     /// The window overlaps one that is claimed.
     pub fn claim(self: &Arc<Self>, window: Window, device: Arc<dyn Device>) -> Result<Claim, ClaimError> {
-        let key = (window.space(), window.first());
-        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
+        self.occupy(window, Occupant::Device(device))
+    }
+
+    /// Takes `window` for a device that is still to come; see [`Claim::fill`]. Whoever asks [`Bus::awaited`] before an
+    /// access has it wait until then.
+    ///
+    /// # Errors
+    /// The window overlaps one that is claimed.
+    pub fn reserve(self: &Arc<Self>, window: Window) -> Result<Claim, ClaimError> {
+        let claim = self.occupy(window, Occupant::Awaited(Mutex::default()))?;
+        self.awaited.fetch_add(1, Ordering::Release);
+        Ok(claim)
+    }
+
+    fn occupy(self: &Arc<Self>, window: Window, occupant: Occupant) -> Result<Claim, ClaimError> {
+        let mut windows = self.change();
         // Windows do not overlap, so only the last to start before our end can reach into ours.
         if let Some((_, below)) = windows.range(..=(window.space(), window.last())).next_back()
             && below.window.space() == window.space()
@@ -78,8 +103,24 @@ impl Bus {
         {
             return Err(ClaimError { wanted: window, taken: below.window });
         }
-        windows.insert(key, Entry { window, device });
+        windows.insert(window.key(), Entry { window, occupant });
         Ok(Claim { bus: Arc::clone(self), window })
+    }
+
+    /// What an access at `addr` has to wait for, if its window awaits its device. An access that does not wait finds
+    /// such a window empty.
+    pub fn awaited(&self, space: Space, addr: u64) -> Option<Deferral> {
+        // The common case costs no lock.
+        if self.awaited.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = windows.at(space, addr)?;
+        entry.window.offset_of(addr, 1)?;
+        let Occupant::Awaited(waiting) = &entry.occupant else { return None };
+        let (completer, deferral) = defer();
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).push(completer);
+        Some(deferral)
     }
 
     /// Reads `data.len()` bytes at `addr`: all-ones where no window holds them all.
@@ -105,15 +146,31 @@ impl Bus {
 
     fn lookup(&self, space: Space, addr: u64, len: usize) -> Option<(u64, Arc<dyn Device>)> {
         let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
-        let found = windows
-            .range(..=(space, addr))
-            .next_back()
-            .filter(|((its_space, _), _)| *its_space == space)
-            .and_then(|(_, entry)| Some((entry.window.offset_of(addr, len)?, Arc::clone(&entry.device))));
+        let found = windows.at(space, addr).and_then(|entry| match &entry.occupant {
+            Occupant::Device(device) => Some((entry.window.offset_of(addr, len)?, Arc::clone(device))),
+            Occupant::Awaited(_) => None,
+        });
         if found.is_none() {
             self.unclaimed.fetch_add(1, Ordering::Relaxed);
         }
         found
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Windows> {
+        self.windows.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looking windows up by address.
+trait At {
+    /// The last window to start at or below `addr`: the only one that can hold it.
+    fn at(&self, space: Space, addr: u64) -> Option<&Entry>;
+}
+
+impl At for Windows {
+    fn at(&self, space: Space, addr: u64) -> Option<&Entry> {
+        let (key, entry) = self.range(..=(space, addr)).next_back()?;
+        (key.0 == space).then_some(entry)
     }
 }
 
@@ -122,14 +179,29 @@ impl Claim {
     pub fn window(&self) -> Window {
         self.window
     }
+
+    /// Puts `device` into the window, in place of what was there. Accesses that waited for it are done before this
+    /// returns, on this thread.
+    pub fn fill(&self, device: Arc<dyn Device>) {
+        let mut windows = self.bus.change();
+        let entry = windows.get_mut(&self.window.key());
+        let before = entry.map(|entry| mem::replace(&mut entry.occupant, Occupant::Device(device)));
+        drop(windows);
+        self.let_go(before);
+    }
+
+    /// Without the lock: what goes may use the bus, as do accesses that have waited.
+    fn let_go(&self, occupant: Option<Occupant>) {
+        if matches!(occupant, Some(Occupant::Awaited(_))) {
+            self.bus.awaited.fetch_sub(1, Ordering::Release);
+        }
+        drop(occupant);
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut windows = self.bus.windows.write().unwrap_or_else(PoisonError::into_inner);
-        let removed = windows.remove(&(self.window.space(), self.window.first()));
-        // The device's own drop may use the bus.
-        drop(windows);
-        drop(removed);
+        let removed = self.bus.change().remove(&self.window.key());
+        self.let_go(removed.map(|entry| entry.occupant));
     }
 }

@@ -66,6 +66,11 @@ impl Window {
         self.last
     }
 
+    /// What no other window has.
+    pub(crate) fn key(&self) -> (Space, u64) {
+        (self.space, self.first)
+    }
+
     /// The offset of `addr` in this window, if all `len` bytes from there on lie in it.
     pub(crate) fn offset_of(&self, addr: u64, len: usize) -> Option<u64> {
         let above_first = u64::try_from(len).ok()?.checked_sub(1)?;

@@ -125,3 +125,52 @@ fn a_device_may_release_its_window_from_within_an_access() {
     hear.recv().unwrap();
     assert_eq!(read_u32(&bus, Space::Mmio, 0x1000), u32::MAX);
 }
+
+#[test]
+fn an_access_waits_for_the_device_of_its_window_and_then_reaches_it() {
+    let bus = Bus::new();
+    let claim = bus.reserve(window(0x1000, 0x200)).unwrap();
+    let reads = Arc::new(Mutex::new(Vec::new()));
+    for addr in [0x1010, 0x1020] {
+        let (bus_then, reads) = (Arc::clone(&bus), Arc::clone(&reads));
+        let device = bus.awaited(Space::Mmio, addr).unwrap();
+        device.then(move || reads.lock().unwrap().push(read_u32(&bus_then, Space::Mmio, addr)));
+    }
+    assert!(reads.lock().unwrap().is_empty());
+
+    claim.fill(Arc::new(Probe::default()));
+
+    assert_eq!(*reads.lock().unwrap(), [0x1010_1010, 0x2020_2020]);
+    assert!(bus.awaited(Space::Mmio, 0x1010).is_none());
+    drop(claim);
+    assert_eq!(read_u32(&bus, Space::Mmio, 0x1010), u32::MAX);
+}
+
+#[test]
+fn only_accesses_to_the_reserved_window_wait() {
+    let bus = Bus::new();
+    let _device = bus.claim(window(0x1200, 0x200), Arc::new(Probe::default())).unwrap();
+    let _reserved = bus.reserve(window(0x1000, 0x200)).unwrap();
+
+    let waits = |space, addr| bus.awaited(space, addr).is_some();
+
+    assert!(waits(Space::Mmio, 0x1000) && waits(Space::Mmio, 0x11ff));
+    assert!(!waits(Space::Mmio, 0xfff) && !waits(Space::Mmio, 0x1200) && !waits(Space::PortIo, 0x1000));
+    assert!(bus.reserve(window(0x11ff, 1)).is_err(), "it is taken");
+}
+
+#[test]
+fn an_access_whose_device_never_comes_finds_nothing() {
+    let bus = Bus::new();
+    let claim = bus.reserve(window(0x1000, 0x200)).unwrap();
+    let read = Arc::new(Mutex::new(None));
+    let (bus_then, read_then) = (Arc::clone(&bus), Arc::clone(&read));
+    bus.awaited(Space::Mmio, 0x1000).unwrap().then(move || {
+        *read_then.lock().unwrap() = Some(read_u32(&bus_then, Space::Mmio, 0x1000));
+    });
+
+    drop(claim);
+
+    assert_eq!(*read.lock().unwrap(), Some(u32::MAX));
+    assert!(bus.reserve(window(0x1000, 0x200)).is_ok(), "it is free again");
+}

@@ -63,11 +63,12 @@ pub enum PumpError {
     Thread(#[source] io::Error),
 }
 
-/// What the thread and its owner both see.
+/// What the thread and its owner both see, and accesses that wait for their device.
 struct Shared {
     stopping: AtomicBool,
     counters: Arc<Counters>,
     bus: Arc<Bus>,
+    ram: Arc<dyn GuestRam>,
     events: Arc<dyn EventChannels>,
 }
 
@@ -75,7 +76,6 @@ struct Shared {
 struct Worker {
     shared: Arc<Shared>,
     server: Arc<IoreqServer>,
-    ram: Arc<dyn GuestRam>,
     slots: Vec<Arc<Slot>>,
     /// Of all slots, and of the buffered ring.
     ports: Vec<LocalPort>,
@@ -93,8 +93,8 @@ impl Pump {
         bus: Arc<Bus>,
         ram: Arc<dyn GuestRam>,
     ) -> Result<Self, PumpError> {
-        let shared = Arc::new(Shared { stopping: AtomicBool::new(false), counters: Arc::default(), bus, events });
-        let mut worker = Worker { shared: Arc::clone(&shared), server, ram, slots: Vec::new(), ports: Vec::new() };
+        let shared = Arc::new(Shared { stopping: AtomicBool::new(false), counters: Arc::default(), bus, ram, events });
+        let mut worker = Worker { shared: Arc::clone(&shared), server, slots: Vec::new(), ports: Vec::new() };
         worker.bind()?;
         let thread = thread::Builder::new().name("ioreq".to_owned()).spawn(move || worker.run());
         Ok(Self { thread: Some(thread.map_err(PumpError::Thread)?), shared })
@@ -203,52 +203,49 @@ impl Worker {
 
     fn serve(&self, request: InFlight) {
         let vcpu = request.vcpu();
-        self.contain(|| self.dispatch(request), format_args!("vCPU {vcpu}'s access"));
-    }
-
-    /// A device that panics costs the access, not the guest: unwinding drops the request, which answers it.
-    fn contain(&self, access: impl FnOnce(), whose: std::fmt::Arguments<'_>) {
-        if catch_unwind(AssertUnwindSafe(access)).is_err() {
-            self.shared.counters.panics.add_one();
-            tracing::error!(name: "ioreq.device_panicked", "A device panicked in {whose}");
-        }
+        self.shared.contain(|| self.dispatch(request), format_args!("vCPU {vcpu}'s access"));
     }
 
     /// Wherever this ends without a `reply`, the request's drop answers: all-ones to a read.
     fn dispatch(&self, in_flight: InFlight) {
         let counters = &self.shared.counters;
         match in_flight.request().parse() {
-            Ok(Request::Access(access)) => self.access(in_flight, &access),
+            Ok(Request::Access(access)) => self.access(in_flight, access),
             Ok(Request::Invalidate) => {
                 counters.invalidations.add_one();
-                self.ram.invalidate();
+                self.shared.ram.invalidate();
             }
             Ok(Request::TimeOffset) => {}
             Err(bad) => self.bad_request(in_flight.vcpu(), bad),
         }
     }
 
-    fn access(&self, in_flight: InFlight, access: &Access) {
+    fn access(&self, in_flight: InFlight, access: Access) {
         let Shared { counters, bus, .. } = self.shared.as_ref();
         match access.direction {
             Direction::Read => counters.reads.add_one(),
             Direction::Write => counters.writes.add_one(),
         }
-        match perform(access, bus, self.ram.as_ref()) {
-            Ok(done) if done.later.is_empty() => in_flight.reply(done.value),
-            Ok(done) => answer_after(done.later, in_flight),
-            Err(no_ram) => self.no_ram(in_flight.vcpu(), no_ram),
+        match bus.awaited(access.space, access.addr) {
+            None => self.shared.carry(in_flight, &access),
+            Some(device) => {
+                let (shared, vcpu) = (Arc::clone(&self.shared), in_flight.vcpu());
+                tracing::debug!(name: "ioreq.early", vcpu, ?access, "An access waits for its device");
+                device.then(move || {
+                    shared.contain(|| shared.carry(in_flight, &access), format_args!("vCPU {vcpu}'s access"));
+                });
+            }
         }
     }
 
     fn drain_buffered(&self) -> bool {
-        let Shared { counters, bus, .. } = self.shared.as_ref();
+        let Shared { counters, bus, ram, .. } = self.shared.as_ref();
         let Some((ring, _)) = self.server.buffered() else { return false };
         ring.drain(|entry| match entry {
             Ok(access) => {
                 counters.posted_writes.add_one();
                 // Nobody waits for it, so nothing is to be done when it completes.
-                self.contain(|| drop(perform(&access, bus, self.ram.as_ref())), format_args!("a buffered write"));
+                self.shared.contain(|| drop(perform(&access, bus, ram.as_ref())), format_args!("a buffered write"));
             }
             Err(bad) => self.bad_entry(bad),
         })
@@ -257,11 +254,6 @@ impl Worker {
     fn bad_request(&self, vcpu: u8, bad: BadRequest) {
         self.shared.counters.bad_requests.add_one();
         tracing::warn!(name: "ioreq.bad_request", vcpu, %bad, "A request that Xen does not make");
-    }
-
-    fn no_ram(&self, vcpu: u8, no_ram: NoRam) {
-        self.shared.counters.bad_requests.add_one();
-        tracing::warn!(name: "ioreq.no_ram", vcpu, %no_ram, "A string instruction's operand is not in memory");
     }
 
     fn bad_entry(&self, bad: BadEntry) {
@@ -283,6 +275,30 @@ impl Drop for Worker {
         }
         // No request comes any more; these are the last.
         self.pass();
+    }
+}
+
+impl Shared {
+    /// Does what an access asks and answers it, now or when the device says.
+    fn carry(&self, in_flight: InFlight, access: &Access) {
+        match perform(access, &self.bus, self.ram.as_ref()) {
+            Ok(done) if done.later.is_empty() => in_flight.reply(done.value),
+            Ok(done) => answer_after(done.later, in_flight),
+            Err(no_ram) => self.no_ram(in_flight.vcpu(), no_ram),
+        }
+    }
+
+    fn no_ram(&self, vcpu: u8, no_ram: NoRam) {
+        self.counters.bad_requests.add_one();
+        tracing::warn!(name: "ioreq.no_ram", vcpu, %no_ram, "A string instruction's operand is not in memory");
+    }
+
+    /// A device that panics costs the access, not the guest: unwinding drops the request, which answers it.
+    fn contain(&self, access: impl FnOnce(), whose: std::fmt::Arguments<'_>) {
+        if catch_unwind(AssertUnwindSafe(access)).is_err() {
+            self.counters.panics.add_one();
+            tracing::error!(name: "ioreq.device_panicked", "A device panicked in {whose}");
+        }
     }
 }
 

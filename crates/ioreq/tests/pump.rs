@@ -177,3 +177,38 @@ fn a_pump_whose_server_cannot_be_enabled_says_so() {
     assert!(matches!(pump.err(), Some(PumpError::Enable(source)) if source.errno() == Errno::PERM));
     assert_eq!(xen.servers(), []);
 }
+
+#[test]
+fn an_access_to_a_device_that_is_still_to_come_waits_and_holds_up_nobody_else() {
+    let machine = Machine::new(2);
+    let early = window(BASE + 0x1000);
+    let mapped = machine.server.map(early).unwrap();
+    let claim = machine.bus.reserve(early).unwrap();
+    let vcpu = machine.vcpu(0);
+    let reader = thread::spawn(move || vcpu.read32(early.first() + 8));
+    eventually("the read waits", || machine.pump.counts().reads == 1);
+    machine.vcpu(1).write32(BASE + 8, 7);
+    assert_eq!(machine.vcpu(1).read32(BASE + 8), 7);
+    assert!(!reader.is_finished());
+
+    claim.fill(Arc::clone(&machine.device) as _);
+
+    assert_eq!(reader.join().unwrap(), 7, "the same device, for simplicity");
+    drop((mapped, claim));
+}
+
+#[test]
+fn an_access_whose_device_never_comes_is_answered_all_the_same() {
+    let machine = Machine::new(1);
+    let early = window(BASE + 0x1000);
+    let mapped = machine.server.map(early).unwrap();
+    let claim = machine.bus.reserve(early).unwrap();
+    let vcpu = machine.vcpu(0);
+    let reader = thread::spawn(move || vcpu.read32(early.first()));
+    eventually("the read waits", || machine.pump.counts().reads == 1);
+
+    drop(claim);
+
+    assert_eq!(reader.join().unwrap(), u32::MAX);
+    drop(mapped);
+}

@@ -16,6 +16,7 @@ mod doorbell;
 mod features;
 mod interrupt;
 mod lifecycle;
+mod placeholder;
 mod queue;
 mod registers;
 mod state;
@@ -24,6 +25,7 @@ mod transport;
 
 pub use counters::{Counters, CountersSnapshot};
 pub use interrupt::InterruptLine;
+pub use placeholder::Placeholder;
 pub use status::DriverState;
 pub use transport::Transport;
 

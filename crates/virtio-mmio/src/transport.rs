@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use guest_memory::MapCache;
 use io_bus::{Deferral, Device, Written, defer};
-use virtio_backend::{Backend, Lane, Signals};
+use virtio_backend::{Backend, Lane, Operation, Signals};
 
 use crate::config::ConfigSpace;
 use crate::counters::count;
@@ -21,10 +21,10 @@ use crate::state::State;
 use crate::{Counters, DriverState, InterruptLine};
 
 /// "virt".
-const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
+pub(crate) const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
 
 /// The register layout of virtio 1.0 and later; 1 is legacy.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// Drivers do nothing with it but show it; the specification gives out no numbers.
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"xvio");
@@ -78,6 +78,14 @@ impl Transport {
     /// if the device idles. Returns at once; the lanes do it.
     pub fn release_memory(&self) {
         self.state.registers().lanes().iter().for_each(Lane::release_memory);
+    }
+
+    /// Does what the operator asks of the device.
+    ///
+    /// # Errors
+    /// Why it does not, for the operator to read.
+    pub fn operate(&self, operation: Operation) -> Result<(), String> {
+        self.backend.operate(operation)
     }
 
     /// How far the driver has come.
