@@ -1,5 +1,7 @@
 //! What the operator wrote of a disk, and what came of it once the image was there to compare with.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Access, Image};
@@ -35,10 +37,12 @@ pub enum EngineKind {
     Plain,
 }
 
-/// What the operator wrote of a disk; every key may be left out.
+/// What the operator wrote of a disk; every key but the image may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// The raw image: a regular file or a block device. Needed; some other than the operator may know it.
+    pub image: PathBuf,
     /// See [`Cache`].
     pub cache: Cache,
     /// What the guest sees as serial number: at most 20 printable ASCII characters.
@@ -56,6 +60,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            image: PathBuf::new(),
             cache: Cache::default(),
             serial: String::new(),
             queues: 1,
@@ -70,6 +75,14 @@ impl Config {
     /// How the image has to be opened for this disk.
     pub fn access(&self) -> Access {
         Access { read_only: self.read_only, direct: self.cache == Cache::None }
+    }
+
+    /// Checks what does not depend on the image.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        if self.queues == 0 || self.queues > MAX_QUEUES {
+            return Err(PlanError::Queues { queues: self.queues });
+        }
+        padded(&self.serial).map(drop)
     }
 }
 
@@ -146,9 +159,7 @@ impl Plan {
     /// # Errors
     /// The two do not fit; the message says what to change.
     pub fn new(config: &Config, image: &Image) -> Result<Self, PlanError> {
-        if config.queues == 0 || config.queues > MAX_QUEUES {
-            return Err(PlanError::Queues { queues: config.queues });
-        }
+        config.check()?;
         if image.is_read_only() && !config.read_only {
             return Err(PlanError::ReadOnlyImage { image: image.name().to_owned() });
         }

@@ -2,6 +2,7 @@
 //!
 //! A [`Disk`] is made from a [`Config`], what the operator wrote, and an [`Image`], the opened file. Each of its queues
 //! has a lane of its own, and each lane an [`engine::Engine`]: io_uring, or plain system calls where that is refused.
+//! To programs that serve devices it is a [`virtio_backend::Kind`], the word for which is `disk`.
 //!
 //! - What the guest says ends in `request`; host I/O begins in `engine`. Neither knows the other.
 //! - The image is raw because the configuration says so: nothing ever looks at its contents to find out.
@@ -14,9 +15,11 @@ mod counters;
 mod device;
 pub mod engine;
 mod image;
+mod kind;
 mod request;
 mod worker;
 
 pub use config::{Cache, Config, EngineKind, Plan, PlanError};
 pub use device::{Disk, OpenEngine};
 pub use image::{Access, Image, ImageError};
+pub use kind::DiskError;

@@ -1,5 +1,7 @@
 //! What an operator writes, and what a driver sees of it.
 
+use std::path::Path;
+
 use virtio_backend::Backend;
 use virtio_disk::{Access, Cache, Config, Disk, EngineKind, Image};
 
@@ -41,6 +43,7 @@ fn nothing_written_is_a_cached_disk_with_one_queue() {
 #[test]
 fn everything_can_be_written_and_read_back() {
     let text = r#"
+        image = "/dev/vg/db"
         cache = "none"
         serial = "db-0"
         queues = 4
@@ -49,6 +52,7 @@ fn everything_can_be_written_and_read_back() {
         discard = false
     "#;
     let config: Config = toml::from_str(text).unwrap();
+    assert_eq!(config.image, Path::new("/dev/vg/db"));
     assert_eq!(config.access(), Access { read_only: true, direct: true });
     assert_eq!(toml::from_str::<Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
 }

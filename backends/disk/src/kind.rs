@@ -1,0 +1,187 @@
+//! From what the operator wrote to an open image, and from that to a disk.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virtio_backend::{Backend, Kind, Owner};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use crate::{Access, Config, Disk, Image, ImageError, Plan, PlanError};
+
+/// How long an image may be in use by another before that is an error: a guest that reboots may find its former self's
+/// device about to end. Short of the ten seconds that a toolstack waits for a device.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(3);
+const IN_USE_RETRY: Duration = Duration::from_millis(50);
+
+/// Why there is no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// `image` is not written.
+    #[error("The disk has no image; name a file or a block device: image = \"/dev/vg/web\"")]
+    NoImage,
+    /// The image cannot be served.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The configuration is impossible, or not with this image.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A disk is made of one open image.
+    #[error("The disk came with {count} descriptors instead of its image")]
+    Descriptors {
+        /// How many.
+        count: usize,
+    },
+}
+
+impl Kind for Disk {
+    type Config = Config;
+    type Error = DiskError;
+
+    const NAME: &'static str = "disk";
+    const DEVICE_ID: u32 = VIRTIO_ID_BLOCK;
+
+    fn check(config: &Config) -> Result<(), DiskError> {
+        if config.image.as_os_str().is_empty() {
+            return Err(DiskError::NoImage);
+        }
+        Ok(config.check()?)
+    }
+
+    /// Guests may share what none of them writes.
+    fn exclusive(config: &Config) -> Vec<String> {
+        if config.read_only { Vec::new() } else { vec![format!("image {}", config.image.display())] }
+    }
+
+    fn host_end(config: &Config) -> String {
+        config.image.display().to_string()
+    }
+
+    fn open(config: &mut Config, _owner: &Owner) -> Result<Vec<OwnedFd>, DiskError> {
+        Self::check(config)?;
+        let image = open_when_free(&config.image, config.access())?;
+        // What does not fit the image is told now, while someone waits for the answer.
+        Plan::new(config, &image)?;
+        Ok(vec![image.into_file().into()])
+    }
+
+    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, DiskError> {
+        let [image] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|descriptors| DiskError::Descriptors { count: descriptors.len() })?;
+        let image = Image::from_file(File::from(image), Self::host_end(config))?;
+        Ok(Arc::new(Self::new(config, image)?))
+    }
+}
+
+/// Opens the image as soon as nobody else has it.
+fn open_when_free(path: &Path, access: Access) -> Result<Image, ImageError> {
+    let deadline = Instant::now() + IN_USE_PATIENCE;
+    loop {
+        match Image::open(path, access) {
+            Err(ImageError::InUse { .. }) if Instant::now() < deadline => thread::sleep(IN_USE_RETRY),
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    fn image() -> NamedTempFile {
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        image
+    }
+
+    fn config(image: &NamedTempFile) -> Config {
+        Config { image: image.path().to_owned(), ..Config::default() }
+    }
+
+    fn open(mut config: Config) -> Result<Vec<OwnedFd>, DiskError> {
+        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into() };
+        Disk::open(&mut config, &owner)
+    }
+
+    #[test]
+    fn what_was_opened_makes_a_disk_of_the_size_of_the_image() {
+        let image = image();
+        let config = config(&image);
+
+        let disk = Disk::make(&config, open(config.clone()).unwrap()).unwrap();
+
+        let mut capacity = [0; 8];
+        disk.read_config(0, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), 8);
+    }
+
+    #[test]
+    fn a_disk_without_an_image_is_refused_before_anything_is_looked_at() {
+        let error = Disk::check(&Config::default()).unwrap_err();
+        assert!(error.to_string().contains("image = "), "{error}");
+        assert!(matches!(open(Config::default()), Err(DiskError::NoImage)));
+    }
+
+    #[test]
+    fn what_no_image_could_mend_is_refused_without_one() {
+        let config = Config { image: "/nonexistent.img".into(), ..Config::default() };
+        assert!(Disk::check(&config).is_ok());
+        for config in [Config { queues: 17, ..config.clone() }, Config { serial: "a\nb".into(), ..config }] {
+            assert!(matches!(Disk::check(&config), Err(DiskError::Plan(_))), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_image_is_named_with_the_reason() {
+        let error = open(Config { image: "/nonexistent.img".into(), ..Config::default() }).unwrap_err();
+
+        assert!(error.to_string().contains("/nonexistent.img"), "{error}");
+        let reason = error.source().unwrap().to_string();
+        assert!(reason.contains("No such file"), "{reason}");
+    }
+
+    #[test]
+    fn an_image_is_opened_as_soon_as_its_former_user_lets_go() {
+        let image = image();
+        let former = Image::open(image.path(), Access::default()).unwrap();
+        let waiting = thread::spawn({
+            let config = config(&image);
+            move || open(config)
+        });
+
+        drop(former);
+
+        assert!(waiting.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn an_image_that_stays_in_use_is_refused() {
+        let image = image();
+        let _other = Image::open(image.path(), Access::default()).unwrap();
+
+        let error = open(config(&image)).unwrap_err();
+
+        assert!(matches!(error, DiskError::Image(ImageError::InUse { .. })), "{error}");
+    }
+
+    #[test]
+    fn only_a_disk_that_writes_has_its_image_for_itself() {
+        let image = image();
+        let config = config(&image);
+        assert_eq!(Disk::exclusive(&config), [format!("image {}", image.path().display())]);
+        assert_eq!(Disk::exclusive(&Config { read_only: true, ..config }), [""; 0]);
+    }
+
+    #[test]
+    fn a_disk_is_made_of_one_descriptor() {
+        let image = image();
+        assert!(matches!(Disk::make(&config(&image), Vec::new()), Err(DiskError::Descriptors { count: 0 })));
+    }
+}
