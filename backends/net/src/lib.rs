@@ -2,6 +2,8 @@
 
 mod config;
 mod device;
+mod engine;
+mod host;
 
 pub use config::{Config, ConfigError};
 pub use device::Net;

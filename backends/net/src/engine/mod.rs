@@ -1,0 +1,3 @@
+//! The host's end of the device at work.
+
+pub(crate) mod tun;

@@ -1,0 +1,1 @@
+//! The device's end on the host: made for it, or found, when the guest starts.
