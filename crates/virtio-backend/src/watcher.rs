@@ -29,8 +29,8 @@ pub struct Ready {
     pub hung_up: bool,
 }
 
-/// Watches many descriptors, level-triggered. Given as a source, it wakes the lane when one of them becomes ready;
-/// the worker then asks [`Watcher::ready`] until there is no more, or must expect no further wake.
+/// Watches many descriptors, level-triggered unless asked otherwise. Given as a source, it wakes the lane when one of
+/// them becomes ready; the worker then asks [`Watcher::ready`] until there is no more, or must expect no further wake.
 ///
 /// What stays ready and is not wanted for the moment is to be told so by [`Watcher::change`]: it would be told of again
 /// and again.
@@ -57,6 +57,16 @@ impl Watcher {
     /// It is watched already, cannot be watched (a regular file), or the host has no memory for it.
     pub fn add(&self, descriptor: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, descriptor, EventData::new_u64(token), flags(interest))?)
+    }
+
+    /// Watches `descriptor` for everything, edge-triggered: it is told of once whenever it becomes ready anew. For a
+    /// worker that keeps in mind what is ready until a read or a write would block; there is nothing to change then.
+    ///
+    /// # Errors
+    /// As for [`Watcher::add`].
+    pub fn add_for_changes(&self, descriptor: impl AsFd, token: u64) -> io::Result<()> {
+        let everything = flags(Interest { readable: true, writable: true }) | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, descriptor, EventData::new_u64(token), everything)?)
     }
 
     /// Watches a descriptor, known by `token` from now on, for something else.
@@ -156,6 +166,22 @@ mod tests {
 
         watcher.remove(&there).unwrap();
         assert_eq!(ready_of(&mut watcher), []);
+    }
+
+    #[test]
+    fn what_is_watched_for_changes_is_told_once_for_each() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let mut watcher = Watcher::new().unwrap();
+        watcher.add_for_changes(&there, 5).unwrap();
+        let writable = Ready { token: 5, readable: false, writable: true, hung_up: false };
+        assert_eq!(ready_of(&mut watcher), [writable]);
+        assert_eq!(ready_of(&mut watcher), []);
+
+        for _ in 0..2 {
+            here.write_all(b"x").unwrap();
+            assert_eq!(ready_of(&mut watcher), [Ready { readable: true, ..writable }]);
+            assert_eq!(ready_of(&mut watcher), [], "nobody has read, and nothing is new");
+        }
     }
 
     #[test]
