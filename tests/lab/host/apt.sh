@@ -3,33 +3,34 @@
 # those that the host's apt uses. Sourced after lib.sh.
 # shellcheck shell=bash
 
-apt_release=bookworm
 apt_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-# The architecture that the functions below fetch for; set it locally for another.
+# The release and the architecture that the functions below fetch of; set them locally for
+# another.
+apt_release=bookworm
 apt_arch=arm64
 
-apt_dir() { printf '%s\n' "$cache/apt-$apt_arch"; }
+apt_dir() { printf '%s\n' "$cache/apt-$apt_release-$apt_arch"; }
 lab_apt_get() { APT_CONFIG=$(apt_dir)/apt.conf apt-get -qq "$@"; }
 lab_apt_cache() { APT_CONFIG=$(apt_dir)/apt.conf apt-cache "$@"; }
 
-# One line "URI SUITE COMPONENT" for each Debian archive of our release that the host uses.
-host_archives() {
+# One line "URI SUITE" for each archive of our release: where the host's apt has its own.
+archives() {
+    local host_release
+    host_release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     # shellcheck disable=SC2016 # apt fills in these names, not the shell
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(CODENAME)' \
-        'Created-By: Packages' 'Origin: Debian' |
-        awk -v release="$apt_release" '$4 ~ "^" release "($|-security$|-updates$)" && $3 == "main" { print $1, $2, $3 }' |
+    apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
+        awk -v host="$host_release" -v ours="$apt_release" \
+            '$2 ~ "^" host "($|-security$|-updates$)" && $3 == "main" { sub(host, ours, $2); print $1, $2 }' |
         sort -u
 }
 
 write_apt_sources() {
-    local archives uri suite component
-    archives=$(host_archives)
-    [[ -n $archives ]] ||
-        die "apt knows no Debian $apt_release archive; the lab needs one (try: apt-get update; other releases are not supported)"
-    while read -r uri suite component; do
-        printf '%s [signed-by=%s] %s %s %s\n' \
-            deb "$apt_keyring" "$uri" "$suite" "$component" \
-            deb-src "$apt_keyring" "$uri" "$suite" "$component"
+    local archives uri suite
+    archives=$(archives)
+    [[ -n $archives ]] || die "apt knows no archive of this machine's Debian; the lab needs one (try: apt-get update)"
+    while read -r uri suite; do
+        printf '%s [signed-by=%s] %s %s main\n' \
+            deb "$apt_keyring" "$uri" "$suite" deb-src "$apt_keyring" "$uri" "$suite"
     done <<<"$archives"
 }
 
@@ -57,7 +58,7 @@ END
 }
 
 update_apt_lists() {
-    say "fetching Debian's package lists for $apt_arch"
+    say "fetching the package lists of Debian $apt_release for $apt_arch"
     write_apt_configuration
     quietly "$out/build/apt-update.log" lab_apt_get update
     touch "$(apt_dir)/lists.stamp"
@@ -97,15 +98,16 @@ fetch_package() {
     printf '%s\n' "$file"
 }
 
-# Downloads the newest source of package $1 whose version starts with $2 into directory $3.
-# An archive may list a version that it does not serve yet, or no longer: then the next one.
-fetch_source() {
-    local package=$1 series=$2 version
+# Downloads the newest upstream source of package $1 whose version starts with $2 into directory
+# $3, without Debian's changes. An archive may list a version that it does not serve yet, or no
+# longer: then the next one.
+fetch_source() (
+    package=$1 series=$2
     need_apt_lists
-    cd "$3" || return
+    cd "$3" || exit
     while read -r version; do
-        lab_apt_get source --download-only "$package=$version" 2>/dev/null && return
+        lab_apt_get source --download-only --tar-only "$package=$version" >/dev/null 2>&1 && exit
     done < <(lab_apt_cache showsrc --only-source "$package" |
         sed -n 's/^Version: //p' | grep -F "$series." | sort -rV)
-    die "Debian's archive serves no source of $package $series"
-}
+    die "Debian $apt_release's archive serves no source of $package $series"
+)

@@ -2,21 +2,24 @@
 # lib.sh, xen.sh, rootfs.sh and cross.sh.
 # shellcheck shell=bash
 
-share=$out/share
-logs=$share/logs
-# Where people look for them.
-logs_link=$out/logs
-
-# Builds what is not built yet, so that boot can follow.
+# build_lab SERIES...: builds what is not built yet, so that use_xen and boot can follow.
 build_lab() {
+    local series
     mkdir -p "$out"
     exec {lock}>"$out/lock"
     flock --nonblock "$lock" || die "another run uses $out; wait for it"
-    mkdir -p "$out"
-    build_xen
-    build_rootfs
+    build_kernel
+    build_guests
+    for series in "$@"; do
+        use_xen "$series"
+        build_xen
+        build_dom0
+    done
     build_program
-    fill_share
+    for series in "$@"; do
+        use_xen "$series"
+        fill_share
+    done
 }
 
 # Fills the directory that Dom0 sees.
@@ -24,19 +27,18 @@ fill_share() {
     local name
     rm -rf "$share"
     mkdir -p "$logs/consoles"
-    rm -rf "$logs_link"
-    ln -s share/logs "$logs_link"
+    ln -sfn share/logs "$logs_link"
     ln "$kernel_image" "$share/Image"
     ln "$program" "$share/xen-virtio"
     cp -r "$lab/dom0" "$lab/cases" "$share/"
-    for name in guest guest-fio; do
+    for name in guest guest-fio guest-net; do
         { pack_scripts && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
 }
 
 # An initramfs with what a guest runs, to go before the one with programs.
 pack_scripts() {
-    local root=$out/root-scripts
+    local root=$series_out/root-scripts
     rm -rf "$root"
     mkdir -p "$root/lab"
     cp "$lab/guest/lib.sh" "$root/lab/"
@@ -49,8 +51,8 @@ pack_scripts() {
 # disks are four to ten times slower.
 one_cpu=(-smp 1 -accel "tcg,thread=single")
 
-# watch READER SECONDS SCRIPT [QEMU OPTION...]: boots, runs /lab/SCRIPT in Dom0 and powers
-# off; READER gets the console on its standard input. The machine ends with us.
+# watch READER SECONDS SCRIPT [QEMU OPTION...]: boots the Xen in use, runs /lab/SCRIPT in Dom0
+# and powers off; READER gets the console on its standard input. The machine ends with us.
 watch() {
     local reader=$1 console status=0
     shift

@@ -9,8 +9,9 @@ lab=$repo/tests/lab
 out=$repo/target/lab
 # Downloads, and what only depends on them; outlives the tree.
 cache=${XEN_VIRTIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xen-virtio}
-# The hypervisor and its tools must be of one version, and this is Debian 12's.
-xen_series=4.17
+# The Xens that the lab knows, each a hypervisor with Dom0's tools of the same series: that of
+# Debian 12, whose libxl knows virtio disks only, and that of Debian 13, which has virtio=[...].
+all_series=(4.17 4.20)
 cross=aarch64-linux-gnu-
 
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
@@ -22,6 +23,25 @@ load_parts() {
         # shellcheck source=/dev/null
         source "$lab/host/$part.sh"
     done
+}
+
+# use_xen SERIES: what is built and booted from here on.
+use_xen() {
+    xen_series=$1
+    case $1 in
+    4.17) xen_release=bookworm ;;
+    4.20) xen_release=trixie ;;
+    *) die "the lab has no Xen $1, but: ${all_series[*]}" ;;
+    esac
+    series_out=$out/$1
+    xen_image=$series_out/xen
+    dom0_initrd=$series_out/dom0.cpio
+    # The directory that Dom0 sees as /lab.
+    share=$series_out/share
+    logs=$share/logs
+    # Where people look for them.
+    logs_link=$series_out/logs
+    mkdir -p "$series_out"
 }
 
 say() { printf '%s\n' "lab: $*" >&2; }

@@ -2,26 +2,24 @@
 # with busybox, the programs wanted and the libraries that these name. Sourced after apt.sh.
 # shellcheck shell=bash
 
+# One kernel and one set of guests for all Xens.
 kernel_image=$out/Image
-dom0_initrd=$out/dom0.cpio
-guest_initrd=$out/guest.cpio
-# fio brings 40 MB of libraries: only the guests that measure or verify get it.
-guest_fio_initrd=$out/guest-fio.cpio
 
-dom0_packages=("xen-utils-$xen_series" xenstore-utils)
-shared_packages=(busybox-static strace e2fsprogs fio)
+shared_packages=(busybox-static e2fsprogs iperf3 socat)
+guest_packages=(fio rng-tools5)
+dom0_packages() { printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace; }
 
-xen_bin=usr/lib/xen-$xen_series/bin
-dom0_programs=("$xen_bin"/{xl,xenstored,xenconsoled,xen-init-dom0}
-    usr/bin/xenstore-{ls,read,write,rm,watch} usr/bin/strace
-    sbin/{mke2fs,e2fsck})
-guest_programs=(sbin/{mke2fs,e2fsck})
+guest_programs=(mke2fs e2fsck)
+# What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
+# 40 MB of libraries.
+guest_flavours=("fio: fio" "net: iperf3 socat rngtest")
+dom0_programs=(xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
+    mke2fs e2fsck iperf3 socat)
 
-dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc loop ext4 crc32c_generic
+guest_modules=(virtio_mmio virtio_blk virtio_net virtio_console virtio-rng vmw_vsock_virtio_transport xen-netfront
+    ext4 crc32c_generic)
+dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-netback tun bridge loop ext4 crc32c_generic
     9p 9pnet_virtio virtio_mmio)
-guest_modules=(virtio_mmio virtio_blk ext4 crc32c_generic)
-
-library_dirs=({usr/,}lib/aarch64-linux-gnu usr/lib/aarch64-linux-gnu/ceph "usr/lib/xen-$xen_series/lib/aarch64-linux-gnu")
 
 # Unpacks packages, given first, into the directory given last.
 unpack_packages() {
@@ -37,24 +35,53 @@ unpack_kernel() {
     depmod --basedir "$2" "$(ls "$2/lib/modules")"
 }
 
-# Prints the path within the sysroot of each library that ELF file $1 names.
+# make_sysroot PACKAGE...: sets sysroot to a directory with these packages and all that they
+# depend on, and adds their names to the file that tells people what exactly was used.
+make_sysroot() {
+    local packages
+    mapfile -t packages < <(fetch_with_dependencies "$@")
+    sysroot=$cache/sysroot-$(printf '%s\n' "${packages[@]##*/}" | key_of_stdin)
+    make_dir_once "$sysroot" unpack_packages "${packages[@]}"
+    printf '%s\n' "${packages[@]##*/}" >>"$packages_file"
+}
+
+# Prints the path of program $1 in the sysroot. What Debian has as usr/sbin/xl is a script.
+find_program() {
+    find_in "$1" "$sysroot"/usr/lib/xen-*/bin "$sysroot"/{usr/,}{bin,sbin}
+}
+
+# Prints the path of library $1 in the sysroot.
+find_library() {
+    find_in "$1" "$sysroot"/{usr/,}lib/aarch64-linux-gnu{,/ceph,/systemd} "$sysroot"/usr/lib/xen-*/lib/aarch64-linux-gnu
+}
+
+# find_in NAME DIRECTORY...: prints the path of the first.
+find_in() {
+    local name=$1 dir
+    shift
+    for dir in "$@"; do
+        [[ -e $dir/$name ]] && printf '%s\n' "$dir/$name" && return
+    done
+    die "no package brings $name"
+}
+
+# Prints the path of each library that ELF file $1 names.
 needed_libraries() {
-    local name dir
+    local name
     "${cross}objdump" -p "$1" | sed -n 's/^ *NEEDED *//p' | while read -r name; do
-        for dir in "${library_dirs[@]}"; do
-            [[ -e $sysroot/$dir/$name ]] && echo "$dir/$name" && break
-        done || die "no package brings the library $name, which ${1##*/} needs"
+        find_library "$name"
     done
 }
 
 # Copies programs into the root file system $1, and the libraries they need, all into /lib.
 add_programs() {
-    local root=$1 file
+    local root=$1 name file
     shift
     mkdir -p "$root/usr/sbin" "$root/lib"
-    for file in "$@"; do
-        cp -L "$sysroot/$file" "$root/usr/sbin/"
-        add_libraries "$root" "$sysroot/$file"
+    for name in "$@"; do
+        file=$(find_program "$name")
+        cp -L "$file" "$root/usr/sbin/"
+        add_libraries "$root" "$file"
     done
 }
 
@@ -62,8 +89,8 @@ add_libraries() {
     local root=$1 library
     needed_libraries "$2" | while read -r library; do
         [[ -e $root/lib/${library##*/} ]] && continue
-        cp -L "$sysroot/$library" "$root/lib/"
-        add_libraries "$root" "$sysroot/$library"
+        cp -L "$library" "$root/lib/"
+        add_libraries "$root" "$library"
     done
 }
 
@@ -85,7 +112,7 @@ new_root() {
     local root=$1
     rm -rf "$root"
     mkdir -p "$root"/{bin,dev,etc,mnt,proc,root,run,sys,tmp,usr,var,lab}
-    cp "$sysroot/bin/busybox" "$root/bin/"
+    cp "$(find_program busybox)" "$root/bin/"
     cp "$sysroot/etc/mke2fs.conf" "$root/etc/"
     ln -s busybox "$root/bin/sh"
     # Where the kernel looks for modprobe.
@@ -96,48 +123,55 @@ new_root() {
 # Prints directory $1 as an initramfs.
 pack() { (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0); }
 
-build_rootfs() {
-    local packages kernel key
-    mapfile -t packages < <(fetch_with_dependencies "${dom0_packages[@]}" "${shared_packages[@]}")
+# is_made FILE KEY: whether FILE was made from what KEY stands for. made FILE KEY notes it.
+is_made() { [[ $(cat "$1.key" 2>/dev/null) == "$2" ]]; }
+made() { echo "$2" >"$1.key"; }
+
+# Unpacks Debian's kernel; the other root file systems take its modules.
+build_kernel() {
+    local kernel
     kernel=$(fetch_package "$(lab_apt_cache depends linux-image-arm64 | sed -n 's/^ *Depends: //p')")
-    sysroot=$cache/sysroot-$(printf '%s\n' "${packages[@]##*/}" | key_of_stdin)
     kernel_tree=$cache/$(basename "$kernel" .deb)
-    key=$(cat "$lab"/{host/rootfs.sh,dom0/init,guest/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
-    [[ $(cat "$out/rootfs.key" 2>/dev/null) == "$key" ]] && return
-    say "making the root file systems of Dom0 and of the guests"
-    make_dir_once "$sysroot" unpack_packages "${packages[@]}"
     make_dir_once "$kernel_tree" unpack_kernel "$kernel"
     cp "$kernel_tree"/boot/vmlinuz-* "$kernel_image"
-    pack_guests
-    pack_dom0
-    # For people who want to know what exactly was used.
-    {
-        compgen -G "$cache/xen-source-$xen_series/*.dsc" || true
-        printf '%s\n' "${packages[@]}" "$kernel"
-    } | sed 's,.*/,,' >"$out/packages.txt"
-    echo "$key" >"$out/rootfs.key"
+    packages_file=$out/packages.txt
+    basename "$kernel" >"$packages_file"
 }
 
-pack_guests() {
-    local root=$out/root-guest fio=$out/root-fio
+build_guests() {
+    local sysroot key root=$out/root-guest flavour
+    make_sysroot "${shared_packages[@]}" "${guest_packages[@]}"
+    key=$(cat "$lab"/{host/rootfs.sh,guest/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
+    is_made "$out/guest.cpio" "$key" && return
+    say "making the guests' root file system"
     new_root "$root" "$lab/guest/init"
     add_programs "$root" "${guest_programs[@]}"
     add_modules "$root" "${guest_modules[@]}"
-    pack "$root" >"$guest_initrd"
-    rm -rf "$fio"
-    add_programs "$fio" usr/bin/fio
-    pack "$fio" >"$guest_fio_initrd"
-    cat "$guest_initrd" >>"$guest_fio_initrd"
-    rm -rf "$root" "$fio"
+    pack "$root" >"$out/guest.cpio"
+    for flavour in "${guest_flavours[@]}"; do
+        rm -rf "$root"
+        # shellcheck disable=SC2086 # programs are words
+        add_programs "$root" ${flavour#*: }
+        { pack "$root" && cat "$out/guest.cpio"; } >"$out/guest-${flavour%%: *}.cpio"
+    done
+    rm -rf "$root"
+    made "$out/guest.cpio" "$key"
 }
 
-pack_dom0() {
-    local root=$out/root-dom0
+build_dom0() {
+    local sysroot key root=$series_out/root-dom0 apt_release=$xen_release
+    (cd "$cache/xen-source-$xen_series" && ls) >>"$packages_file"
+    # shellcheck disable=SC2046 # packages are words
+    make_sysroot $(dom0_packages) "${shared_packages[@]}"
+    key=$(cat "$lab"/{host/rootfs.sh,dom0/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
+    is_made "$dom0_initrd" "$key" && return
+    say "making Dom0's root file system for Xen $xen_series"
     new_root "$root" "$lab/dom0/init"
     add_programs "$root" "${dom0_programs[@]}"
     # Our own program's need beside the C library.
-    cp -L "$sysroot/lib/aarch64-linux-gnu/libgcc_s.so.1" "$root/lib/"
+    cp -L "$(find_library libgcc_s.so.1)" "$root/lib/"
     add_modules "$root" "${dom0_modules[@]}"
     pack "$root" >"$dom0_initrd"
     rm -rf "$root"
+    made "$dom0_initrd" "$key"
 }

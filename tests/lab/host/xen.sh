@@ -2,16 +2,15 @@
 # Sourced after apt.sh.
 # shellcheck shell=bash
 
-xen_image=$out/xen
-
 build_xen() {
+    local source=$cache/xen-source-$xen_series tree=$series_out/xen-build apt_release=$xen_release
     [[ -e $xen_image ]] && return
     say "building Xen $xen_series with CONFIG_IOREQ_SERVER (about a minute, once)"
-    make_dir_once "$cache/xen-source-$xen_series" fetch_source xen "$xen_series"
-    local tree=$out/xen-build
+    make_dir_once "$source" fetch_source xen "$xen_series"
     rm -rf "$tree"
-    dpkg-source --no-check --no-copy --extract "$cache/xen-source-$xen_series"/*.dsc "$tree" >/dev/null
-    quietly "$out/build/xen-build.log" compile_xen "$tree/xen"
+    mkdir "$tree"
+    tar -x --strip-components=1 -C "$tree" -f "$source"/*.orig.tar.xz
+    quietly "$out/build/xen-$xen_series.log" compile_xen "$tree/xen"
     cp "$tree/xen/xen" "$xen_image.partial"
     mv "$xen_image.partial" "$xen_image"
     rm -rf "$tree"
