@@ -1,6 +1,7 @@
 //! Descriptors that come and go, as one source of a worker.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::Timespec;
@@ -36,7 +37,6 @@ pub struct Ready {
 /// and again.
 pub struct Watcher {
     epoll: OwnedFd,
-    events: Vec<Event>,
 }
 
 /// How many descriptors are told of at a time.
@@ -48,7 +48,7 @@ impl Watcher {
     /// # Errors
     /// No descriptor is to be had.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(BATCH) })
+        Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
     /// Watches `descriptor`; it is known by `token` from now on, until it is removed or closed.
@@ -90,12 +90,14 @@ impl Watcher {
     /// # Errors
     /// The kernel fails, which it has no reason to.
     pub fn ready(&mut self) -> io::Result<impl Iterator<Item = Ready> + use<>> {
-        self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&Timespec::default())) {
-            Ok(_) | Err(Errno::INTR) => {}
+        // Not kept in between: the kernel's struct has a pointer among its variants and could not change threads.
+        let mut events = [MaybeUninit::<Event>::uninit(); BATCH];
+        let told = match epoll::wait(&self.epoll, &mut events, Some(&Timespec::default())) {
+            Ok((told, _)) => told.iter().map(ready).collect(),
+            Err(Errno::INTR) => Vec::new(),
             Err(errno) => return Err(errno.into()),
-        }
-        Ok(self.events.iter().map(ready).collect::<Vec<_>>().into_iter())
+        };
+        Ok(told.into_iter())
     }
 }
 
@@ -136,6 +138,12 @@ mod tests {
 
     fn ready_of(watcher: &mut Watcher) -> Vec<Ready> {
         watcher.ready().unwrap().collect()
+    }
+
+    #[test]
+    fn it_goes_with_the_worker_to_its_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Watcher>();
     }
 
     #[test]
