@@ -1,38 +1,130 @@
-//! The device model.
+//! The device model: what the driver sees, and the kind as programs know it.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Identity, Kind, Owner, Worker};
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
+use crate::counters::Counters;
+use crate::host;
+use crate::worker::VsockWorker;
 use crate::{Config, ConfigError};
 
-/// The device.
-pub struct Vsock {}
+/// VIRTIO_VSOCK_F_STREAM
+const F_STREAM: u64 = 1 << 0;
+
+/// VIRTIO_VSOCK_F_NO_IMPLIED_STREAM, of virtio 1.3: streams are there only if F_STREAM says so.
+const F_NO_IMPLIED_STREAM: u64 = 1 << 2;
+
+/// Entries of the queues for packets and for events. Linux' receive buffers have 4 KiB, so this is 1 MiB under way.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+
+/// Bytes that a chain may describe: four times what the guest may send in one packet, and more than any driver's
+/// receive buffer has.
+const MAX_CHAIN: u64 = 1 << 20;
+
+/// What the workers of a device need of it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The guest's context ID.
+    pub(crate) cid: u64,
+    /// The name that is listened at.
+    pub(crate) socket: PathBuf,
+    /// The socket itself. Who connects while the guest has no driver waits.
+    pub(crate) listener: OwnedFd,
+    pub(crate) counters: Counters,
+}
+
+/// A virtio socket device.
+pub struct Vsock {
+    identity: Identity,
+    place: Arc<Place>,
+}
+
+impl Backend for Vsock {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// `struct virtio_vsock_config` (virtio 1.2 §5.10.4) is the context ID.
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.place.cid.to_le_bytes();
+        if let Some(bytes) = config.get(offset..offset.saturating_add(data.len())) {
+            data.copy_from_slice(bytes);
+        }
+    }
+
+    fn start(&self, _lane: usize, _features: u64) -> io::Result<Box<dyn Worker>> {
+        Ok(Box::new(VsockWorker::new(Arc::clone(&self.place))?))
+    }
+
+    /// A driver that says streams are not implied must ask for them: there is nothing else here.
+    fn accepts(&self, features: u64) -> bool {
+        features & F_STREAM != 0 || features & F_NO_IMPLIED_STREAM == 0
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.place.counters.snapshot().pairs()
+    }
+}
 
 impl Kind for Vsock {
     type Config = Config;
     type Error = ConfigError;
     const NAME: &'static str = "vsock";
-    const DEVICE_ID: u32 = 19;
+    const DEVICE_ID: u32 = VIRTIO_ID_VSOCK;
 
-    fn check(_config: &Config) -> Result<(), ConfigError> {
-        Ok(())
+    fn check(config: &Config) -> Result<(), ConfigError> {
+        config.check()
     }
 
-    fn exclusive(_config: &Config) -> Vec<String> {
-        Vec::new()
+    fn exclusive(config: &Config) -> Vec<String> {
+        config.socket.iter().map(|socket| format!("socket {}", socket.display())).collect()
     }
 
-    fn host_end(_config: &Config) -> String {
-        String::new()
+    fn host_end(config: &Config) -> String {
+        config.socket.as_ref().map_or_else(
+            || format!("CID {}", config.cid),
+            |socket| format!("CID {} at {}", config.cid, socket.display()),
+        )
     }
 
-    fn open(_config: &mut Config, _owner: &Owner) -> Result<Vec<OwnedFd>, ConfigError> {
-        Err(ConfigError::Descriptors)
+    fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, ConfigError> {
+        if config.socket.is_none() {
+            config.socket = Some(host::usual_place(&owner.directory, &owner.guest, owner.index)?);
+        }
+        // Once more: the path may be chosen only now.
+        config.check()?;
+        let socket = config.socket.as_deref().ok_or(ConfigError::NoPath)?;
+        Ok(vec![host::listen(socket)?])
     }
 
-    fn make(_config: &Config, _descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, ConfigError> {
-        Err(ConfigError::Descriptors)
+    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, ConfigError> {
+        config.check()?;
+        let [listener] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| ConfigError::Descriptors)?;
+        let listens = rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false);
+        if !listens || rustix::io::ioctl_fionbio(&listener, true).is_err() {
+            return Err(ConfigError::Descriptors);
+        }
+        let socket = config.socket.clone().ok_or(ConfigError::NoPath)?;
+        let identity = Identity {
+            device_id: VIRTIO_ID_VSOCK,
+            features: F_STREAM | F_NO_IMPLIED_STREAM,
+            queue_sizes: QUEUE_SIZES.to_vec(),
+            lanes: std::iter::once(0..QUEUE_SIZES.len()).collect(),
+            config_len: size_of::<u64>(),
+            max_chain_bytes: MAX_CHAIN,
+        };
+        let place = Place { cid: config.cid, socket, listener, counters: Counters::default() };
+        Ok(Arc::new(Self { identity, place: Arc::new(place) }))
+    }
+
+    fn close(config: &Config, _owner: &Owner) {
+        if let Some(socket) = &config.socket {
+            host::remove(socket);
+        }
     }
 }

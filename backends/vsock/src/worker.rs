@@ -1,0 +1,74 @@
+//! The worker of the device's one lane: who has a turn in a pass, and what makes another one.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, eventfd};
+use virtio_backend::{Fault, Ring, Wake, Worker};
+
+use crate::device::Place;
+use crate::hub::Hub;
+
+/// Works the three queues. Dropped at reset, when all connections close with it (virtio 1.2 §5.10.6.7 has an event for
+/// migration only; none is ever sent).
+pub(crate) struct VsockWorker {
+    hub: Hub,
+    /// Written by the worker itself, for another pass. As the lane watches it edge-triggered, nobody need read it.
+    bell: OwnedFd,
+}
+
+/// The watcher among the sources; the other is the bell.
+const WATCHER: usize = 0;
+
+impl VsockWorker {
+    /// # Errors
+    /// The host has no descriptor for it.
+    pub(crate) fn new(place: Arc<Place>) -> io::Result<Self> {
+        Ok(Self { hub: Hub::new(place)?, bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
+    }
+
+    /// The driver's packets, unless there is no room left for the answers.
+    fn serve(&mut self, tx: &mut Ring) -> Result<(), Fault> {
+        if self.hub.is_out_of_resources() {
+            return tx.decline_kicks();
+        }
+        tx.serve(|tx, packet| {
+            self.hub.take(&packet);
+            tx.push(packet, 0)
+        })
+    }
+}
+
+impl Worker for VsockWorker {
+    /// Whatever woke it, all have a turn: a packet either way may make room for others.
+    fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
+        let [rx, tx, event] = rings else { return Err(Fault::Bug("a socket device has three queues".to_owned())) };
+        // Buffers are taken when there is something to put into them, and of events there are none.
+        rx.decline_kicks()?;
+        event.decline_kicks()?;
+        if wake == Wake::Source(WATCHER) {
+            self.hub.look().map_err(host_fault)?;
+        }
+        let now = Instant::now();
+        self.hub.catch_up(now);
+        let stood_still = self.hub.is_out_of_resources();
+        self.serve(tx)?;
+        let more_callers = self.hub.let_in();
+        let more_packets = self.hub.fill(rx)?;
+        self.hub.table.arm(now).map_err(host_fault)?;
+        if more_callers || more_packets || (stood_still && !self.hub.is_out_of_resources()) {
+            rustix::io::write(&self.bell, &1u64.to_ne_bytes()).map_err(|errno| host_fault(errno.into()))?;
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.hub.watcher.as_fd(), self.bell.as_fd()]
+    }
+}
+
+fn host_fault(source: io::Error) -> Fault {
+    Fault::Host { doing: "waiting for sockets", source }
+}
