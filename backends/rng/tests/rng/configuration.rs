@@ -48,3 +48,11 @@ fn nothing_of_the_host_is_opened_or_taken() {
     let stray = vec![File::open("/dev/null").unwrap().into()];
     assert!(matches!(Rng::make(&Config::default(), stray), Err(ConfigError::Descriptors { count: 1 })));
 }
+
+#[test]
+fn the_page_on_adding_a_device_quotes_the_code_that_there_is() {
+    let page = include_str!("../../../../docs/adding-a-device.md");
+    let quoted = page.split("```").find(|part| part.contains("impl Kind for Rng")).expect("the page shows it");
+    let code = quoted.strip_prefix("rust,ignore\n").unwrap();
+    assert!(include_str!("../../src/device.rs").contains(code), "quote src/device.rs as it is:\n{code}");
+}
