@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use virtio_backend::{Rate, RateLimit};
 
-/// Lends a device's rate limit to its worker of the moment. It survives resets: a driver that resets the device does not
-/// get its burst anew.
+/// Lends a device's rate limit to its worker of the moment. It survives resets: a driver that resets the device does
+/// not get its burst anew.
 #[derive(Debug)]
 pub(crate) struct Lent {
     rate: Option<Rate>,

@@ -21,6 +21,8 @@ fn assert_waits_out(mood: Mood) {
     assert_eq!(rig.queue.used_idx(), 0);
     assert_eq!(rig.bytes(BUFFERS, LEN as usize), [UNTOUCHED; LEN as usize]);
     assert!(rig.counter("source_failures") >= 3);
+    let (passes, asked) = (rig.counter("passes"), rig.source.asked());
+    assert!(passes <= 8 + 4 * asked, "the lane does not spin: {passes} passes for {asked} tries");
 
     // No kick from here on.
     rig.source.set(Mood::Gives(usize::MAX));
