@@ -43,17 +43,6 @@ pub(crate) fn set_vnet_le(tap: impl AsFd) -> io::Result<()> {
     done(unsafe { libc::ioctl(tap.as_fd().as_raw_fd(), libc::TUNSETVNETLE, &raw const little) })
 }
 
-/// `TUNGETFEATURES`: the `IFF_` flags that [`set_iff`] knows on this host.
-///
-/// # Errors
-/// The descriptor is not of /dev/net/tun.
-pub(crate) fn features(tun: impl AsFd) -> io::Result<libc::c_uint> {
-    let mut features: libc::c_uint = 0;
-    // SAFETY: TUNGETFEATURES writes one unsigned int, which lives until the call returns.
-    done(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) })?;
-    Ok(features)
-}
-
 /// `TUNSETOFFLOAD`: what the reader of the tap can do itself, of the `libc::TUN_F_` bits; the kernel does the rest
 /// before it passes a packet on. Holds for all queues of the tap.
 ///

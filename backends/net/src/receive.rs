@@ -1,0 +1,252 @@
+//! Packets from the host to the driver (virtio 1.2 §5.1.6.3, §5.1.6.4).
+//!
+//! A packet that may be large is read right into the driver's buffers, as many as the largest takes; only its first
+//! bytes come to us, to be judged. Others are read into a buffer of ours: copying 1,500 bytes costs less than taking
+//! buffers for 65,550.
+
+use std::io::{self, ErrorKind};
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use virtio_backend::{Fault, Ring};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::engine::{HEADER_LEN, MAX_FRAME, MIN_FRAME, Port};
+use crate::features::{self, guest};
+use crate::filter::{Filter, LOOKED_AT};
+use crate::header::Header;
+use crate::landing::Landing;
+use crate::published::Reader;
+use crate::shared::{Life, Shared};
+
+/// Room for any packet, and a byte more: what fills it was cut off.
+const ROOM: usize = HEADER_LEN + MAX_FRAME + 1;
+
+/// What of a packet comes to us before it goes to the driver.
+const HEAD: usize = HEADER_LEN + LOOKED_AT;
+
+/// Ethernet header and VLAN's tag, which an MTU does not count.
+const LINK_HEADERS: usize = MAX_FRAME - 65_535;
+
+/// Packets of a pass. The driver is told at its end, and should still have buffers left then.
+const A_PASS: usize = 64;
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// With nothing more to do until something wakes the lane.
+    Idle,
+    /// With more to do at once.
+    More,
+}
+
+/// What a receiver works with.
+pub(crate) struct Place<'a> {
+    pub(crate) port: &'a mut dyn Port,
+    pub(crate) shared: &'a Shared,
+    pub(crate) life: &'a Life,
+    pub(crate) pair: u16,
+}
+
+/// Receives by one queue.
+pub(crate) struct Receiver {
+    landing: Landing,
+    judge: Judge,
+    mergeable: bool,
+    ours: Box<[u8]>,
+    /// Bytes in `ours` of a packet that waits for buffers.
+    pending: Option<usize>,
+    /// Buffers have run out, and kicks are asked for. So it starts: the driver has given none yet.
+    waits: bool,
+}
+
+/// Whether there was a packet that could go on.
+type Moved = bool;
+
+impl Receiver {
+    /// A receiver for a driver that was told of this MTU.
+    pub(crate) fn new(life: &Life, mtu: Option<u16>) -> Self {
+        let mergeable = life.features & features::MRG_RXBUF != 0;
+        Self {
+            landing: Landing::new(mergeable),
+            judge: Judge::new(life, mtu),
+            mergeable,
+            ours: vec![0; ROOM].into(),
+            pending: None,
+            waits: true,
+        }
+    }
+
+    /// Receives what there is, and as there are buffers.
+    ///
+    /// # Errors
+    /// The ring is unusable.
+    pub(crate) fn pass(&mut self, ring: &mut Ring, place: &mut Place<'_>) -> Result<Pass, Fault> {
+        for _ in 0..A_PASS {
+            if !self.turn(ring, place)? {
+                return Ok(Pass::Idle);
+            }
+        }
+        Ok(Pass::More)
+    }
+
+    /// Puts back into the ring what was taken from it.
+    pub(crate) fn put_back(&mut self, ring: &mut Ring) {
+        self.landing.put_back(ring);
+    }
+
+    fn turn(&mut self, ring: &mut Ring, place: &mut Place<'_>) -> Result<Moved, Fault> {
+        if ring.size() == 0 || !place.life.is_active(place.pair) {
+            return Ok(false);
+        }
+        if !place.shared.link_is_up() {
+            return Ok(self.discard(place));
+        }
+        if let Some(len) = self.pending.take() {
+            return self.deliver(ring, len, place);
+        }
+        let may_be_large = place.life.offloads() & guest::LARGE != 0;
+        self.landing.gather(ring, if may_be_large { ROOM } else { 1 })?;
+        if self.landing.is_empty() {
+            return Ok(self.wait(ring, place));
+        }
+        if std::mem::take(&mut self.waits) {
+            ring.decline_kicks()?;
+        }
+        self.receive(ring, place)
+    }
+
+    /// Reads a packet away that the driver is not to have: it would be old when the link comes up.
+    fn discard(&mut self, place: &mut Place<'_>) -> Moved {
+        let waited = self.pending.take().is_some();
+        let received = waited || place.port.receive(&mut [0; HEADER_LEN], &[]).is_ok();
+        place.shared.counters.rx_dropped_link_down.fetch_add(received.into(), Relaxed);
+        received
+    }
+
+    fn receive(&mut self, ring: &mut Ring, place: &mut Place<'_>) -> Result<Moved, Fault> {
+        let mut head = [0; HEAD];
+        let parts = self.landing.parts(HEAD, ROOM);
+        let received = match &parts {
+            Some(parts) => place.port.receive(&mut head, parts),
+            None => place.port.receive(&mut self.ours, &[]),
+        };
+        let is_in_place = parts.is_some();
+        drop(parts);
+        let len = match received {
+            Ok(len) => len,
+            Err(error) => return Ok(note_failure(&error, place)),
+        };
+        let start = if is_in_place { &mut head } else { self.ours.first_chunk_mut().unwrap_or(&mut head) };
+        let start = start.get_mut(..len.min(HEAD)).unwrap_or_default();
+        match self.judge.judge(start, len, place) {
+            Ok(header) => put_header(start, header),
+            Err(counter) => {
+                counter.fetch_add(1, Relaxed);
+                return Ok(true);
+            }
+        }
+        if !is_in_place {
+            return self.deliver(ring, len, place);
+        }
+        let Some(chains) = self.landing.chains_for(len) else { return Ok(drop_unfit(place)) };
+        put_count(start, chains);
+        self.landing.write(start);
+        self.give(ring, chains, len, place)
+    }
+
+    /// Gives the driver a packet that lies in `ours`, or keeps it there until there are buffers.
+    fn deliver(&mut self, ring: &mut Ring, len: usize, place: &mut Place<'_>) -> Result<Moved, Fault> {
+        self.landing.gather(ring, len)?;
+        if let Some(chains) = self.landing.chains_for(len) {
+            let packet = self.ours.get_mut(..len).unwrap_or_default();
+            put_count(packet, chains);
+            self.landing.write(packet);
+            return self.give(ring, chains, len, place);
+        }
+        // A driver that has nothing more to give waits for us.
+        if !self.mergeable || ring.in_flight() >= usize::from(ring.size()) {
+            return Ok(drop_unfit(place));
+        }
+        self.pending = Some(len);
+        Ok(self.wait(ring, place))
+    }
+
+    fn give(&mut self, ring: &mut Ring, chains: u16, len: usize, place: &Place<'_>) -> Result<Moved, Fault> {
+        self.landing.give(ring, chains, len)?;
+        let counters = &place.shared.counters;
+        counters.rx_packets.fetch_add(1, Relaxed);
+        counters.rx_bytes.fetch_add(len.saturating_sub(HEADER_LEN) as u64, Relaxed);
+        Ok(true)
+    }
+
+    fn wait(&mut self, ring: &mut Ring, place: &Place<'_>) -> Moved {
+        ring.ask_for_kicks();
+        if !std::mem::replace(&mut self.waits, true) {
+            place.shared.counters.rx_no_buffers.fetch_add(1, Relaxed);
+        }
+        false
+    }
+}
+
+/// Decides which packets the driver gets.
+struct Judge {
+    filter: Reader<Filter>,
+    /// The longest frame that is not to be cut.
+    longest: usize,
+}
+
+impl Judge {
+    fn new(life: &Life, mtu: Option<u16>) -> Self {
+        let mtu = mtu.filter(|_| life.features & features::MTU != 0);
+        let longest = mtu.map_or(MAX_FRAME, |mtu| usize::from(mtu) + LINK_HEADERS);
+        Self { filter: life.filter.reader(), longest }
+    }
+
+    /// The header with which a packet goes to the driver that is `len` bytes long and starts like this, or the counter
+    /// of those that do not.
+    fn judge<'a>(&mut self, start: &[u8], len: usize, place: &Place<'a>) -> Result<Header, &'a AtomicU64> {
+        let counters = &place.shared.counters;
+        let (header, frame) = Header::read_from_prefix(start).map_err(|_too_short| &counters.rx_dropped_filtered)?;
+        if frame.len() < MIN_FRAME || !self.filter.look(&place.life.filter).passes(frame) {
+            return Err(&counters.rx_dropped_filtered);
+        }
+        let longest = if header.is_to_be_cut() { MAX_FRAME } else { self.longest };
+        if len - HEADER_LEN > longest {
+            return Err(&counters.rx_dropped_no_fit);
+        }
+        header.for_driver(place.life.offloads()).ok_or(&counters.rx_dropped_offload)
+    }
+}
+
+fn put_header(start: &mut [u8], header: Header) {
+    start.iter_mut().zip(header.as_bytes()).for_each(|(to, from)| *to = *from);
+}
+
+/// Says in the header how many buffers the packet takes.
+fn put_count(start: &mut [u8], chains: u16) {
+    let field = start.get_mut(offset_of!(Header, num_buffers)..).unwrap_or_default();
+    field.iter_mut().zip(chains.to_le_bytes()).for_each(|(to, from)| *to = from);
+}
+
+fn drop_unfit(place: &Place<'_>) -> Moved {
+    place.shared.counters.rx_dropped_no_fit.fetch_add(1, Relaxed);
+    true
+}
+
+/// What the host did not give. The next packet's event makes another try.
+fn note_failure(error: &io::Error, place: &Place<'_>) -> Moved {
+    match error.kind() {
+        ErrorKind::WouldBlock => {}
+        // Of the other queues it is told, too, when they are just being put out of use.
+        ErrorKind::UnexpectedEof if place.pair == 0 => place.shared.lose_carrier(error),
+        ErrorKind::UnexpectedEof => {}
+        _ => {
+            let failures = place.shared.counters.rx_host_failures.fetch_add(1, Relaxed).wrapping_add(1);
+            if failures.is_power_of_two() {
+                tracing::warn!(name: "net.rx_error", %error, failures, "The host failed to give the network card a packet");
+            }
+        }
+    }
+    false
+}

@@ -1,0 +1,142 @@
+//! What the lanes of a card share: what lasts as long as the card, and what ends at reset.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use virtio_backend::Signals;
+
+use crate::counters::Counters;
+use crate::engine::Control;
+use crate::features::{self, guest};
+use crate::filter::Filter;
+use crate::published::Published;
+
+/// What lasts as long as the card.
+pub(crate) struct Shared {
+    pub(crate) counters: Counters,
+    pub(crate) control: Box<dyn Control>,
+    signals: OnceLock<Arc<dyn Signals>>,
+    /// The operator has put the cable in.
+    plugged: AtomicBool,
+    /// The host's end is there.
+    carrier: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(control: Box<dyn Control>) -> Self {
+        let (plugged, carrier) = (AtomicBool::new(true), AtomicBool::new(true));
+        Self { counters: Counters::default(), control, signals: OnceLock::new(), plugged, carrier }
+    }
+
+    pub(crate) fn attach(&self, signals: Arc<dyn Signals>) {
+        // The first stays: a device is attached once.
+        let _ = self.signals.set(signals);
+    }
+
+    pub(crate) fn config_changed(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.config_changed();
+        }
+    }
+
+    /// Packets go through.
+    pub(crate) fn link_is_up(&self) -> bool {
+        self.plugged.load(Ordering::Relaxed) && self.carrier.load(Ordering::Relaxed)
+    }
+
+    /// The operator puts the cable in or pulls it out. Returns whether that is a change.
+    pub(crate) fn plug(&self, up: bool) -> bool {
+        self.plugged.swap(up, Ordering::Relaxed) != up
+    }
+
+    /// The host's end is gone for good.
+    pub(crate) fn lose_carrier(&self, error: &io::Error) {
+        if self.carrier.swap(false, Ordering::Relaxed) {
+            tracing::error!(
+                name: "net.gone",
+                %error,
+                "The network card's end on the host is gone; its link is down until the guest is restarted"
+            );
+            self.config_changed();
+        }
+    }
+}
+
+/// What ends at reset.
+pub(crate) struct Life {
+    pub(crate) features: u64,
+    pub(crate) filter: Published<Filter>,
+    /// What the driver takes of packets, as in [`guest`].
+    offloads: AtomicU64,
+    /// Pairs of queues in use, from the first on.
+    active_pairs: AtomicU16,
+    /// The driver is to announce itself, and has not said that it did.
+    announce: AtomicBool,
+}
+
+impl Life {
+    /// A life that begins, of a card with the address `mac`. A host that does not follow is no reason not to begin:
+    /// packets that the driver cannot take are dropped one by one.
+    pub(crate) fn begin(features: u64, mac: [u8; 6], shared: &Shared) -> Self {
+        let life = Self {
+            features,
+            filter: Published::new(Filter::after_reset(mac, features & features::CTRL_VLAN != 0)),
+            offloads: AtomicU64::new(0),
+            active_pairs: AtomicU16::new(1),
+            announce: AtomicBool::new(false),
+        };
+        let told = shared.control.set_active(1).and_then(|()| life.set_offloads(features & guest::ALL, shared));
+        if let Err(error) = told {
+            tracing::warn!(name: "net.not_set", %error, "The host's end of a network card cannot be set up anew");
+        }
+        life
+    }
+
+    /// What the driver takes of packets.
+    pub(crate) fn offloads(&self) -> u64 {
+        self.offloads.load(Ordering::Relaxed)
+    }
+
+    /// The driver takes these and no others from now on.
+    ///
+    /// # Errors
+    /// The host does not follow; all is as before.
+    pub(crate) fn set_offloads(&self, offloads: u64, shared: &Shared) -> io::Result<()> {
+        // In between packets of either sort come.
+        let before = self.offloads.fetch_or(offloads, Ordering::Relaxed);
+        let told = shared.control.set_offloads(offloads);
+        self.offloads.store(if told.is_ok() { offloads } else { before }, Ordering::Relaxed);
+        told
+    }
+
+    /// Whether a pair of queues is in use.
+    pub(crate) fn is_active(&self, pair: u16) -> bool {
+        pair < self.active_pairs.load(Ordering::Relaxed)
+    }
+
+    /// The first `pairs` pairs of queues are in use from now on.
+    ///
+    /// # Errors
+    /// The host does not follow; all is as before, as far as it allows.
+    pub(crate) fn set_active_pairs(&self, pairs: u16, shared: &Shared) -> io::Result<()> {
+        // Lanes are ready for packets before the first can come, and until after the last.
+        let before = self.active_pairs.fetch_max(pairs, Ordering::Relaxed);
+        let told = shared.control.set_active(pairs);
+        if told.is_err() {
+            let _ = shared.control.set_active(before);
+        }
+        self.active_pairs.store(if told.is_ok() { pairs } else { before }, Ordering::Relaxed);
+        told
+    }
+
+    /// Whether the driver is to announce itself.
+    pub(crate) fn is_to_announce(&self) -> bool {
+        self.announce.load(Ordering::Relaxed)
+    }
+
+    /// Asks the driver to announce itself, if it knows how to; or hears that it did.
+    pub(crate) fn set_announce(&self, wanted: bool) {
+        self.announce.store(wanted && self.features & features::GUEST_ANNOUNCE != 0, Ordering::Relaxed);
+    }
+}
