@@ -21,3 +21,6 @@ pub use entry::{Entry, Origin};
 pub use error::ConfigError;
 pub use guest::{DIRECTORY, GuestConfig, GuestName};
 pub use static_file::{StaticConfig, StaticDevice, StaticGuest};
+
+#[cfg(test)]
+mod hostile_tests;
