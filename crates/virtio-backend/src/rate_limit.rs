@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// So much a second, and so much at once after a pause. Of what, its user says.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table { per_second = ..., burst = ... }")]
 pub struct Rate {
     /// How much a second in the long run; at least 1.
     pub per_second: u64,
