@@ -24,20 +24,22 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Reads a file; `None` if there is none of this name.
-    pub(super) fn find(file: &Path) -> Result<Option<Self>, ConfigError> {
-        match read_bounded(file) {
-            Ok(text) if text.len() as u64 > FILE_MAX => Err(ConfigError::TooLarge { file: file.to_owned() }),
-            Ok(text) => Ok(Some(Self::new(file, text))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(ConfigError::Unreadable { file: file.to_owned(), source }),
+    /// Reads a file.
+    pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { file: file.to_owned(), source };
+        let text = read_bounded(file).map_err(unreadable)?;
+        if text.len() as u64 > FILE_MAX {
+            return Err(ConfigError::TooLarge { file: file.to_owned() });
         }
+        Ok(Self::new(file, text))
     }
 
-    /// Reads a file that is to be there.
-    pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
-        let missing = || ConfigError::Unreadable { file: file.to_owned(), source: io::ErrorKind::NotFound.into() };
-        Self::find(file)?.ok_or_else(missing)
+    /// Reads a file; `None` if there is none of this name.
+    pub(super) fn find(file: &Path) -> Result<Option<Self>, ConfigError> {
+        match Self::read(file) {
+            Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            outcome => outcome.map(Some),
+        }
     }
 
     /// What would be read from `file`.
@@ -122,7 +124,11 @@ pub(super) fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 
+/// The TOML reader's sentences start small. What starts with a key, as in `mac = "x" is...`, is to keep it as it is.
 fn capitalised(sentence: &str) -> String {
+    if sentence.split(' ').nth(1) == Some("=") {
+        return sentence.to_owned();
+    }
     let mut rest = sentence.chars();
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
@@ -145,6 +151,13 @@ mod tests {
     }
 
     #[test]
+    fn messages_start_large_but_for_keys() {
+        assert_eq!(capitalised("unknown field `x`"), "Unknown field `x`");
+        assert_eq!(capitalised("mac = \"x\" is no address"), "mac = \"x\" is no address");
+        assert_eq!(capitalised(""), "");
+    }
+
+    #[test]
     fn h10_what_is_no_file_or_too_large_or_no_text_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
@@ -159,7 +172,8 @@ mod tests {
         }
         assert!(matches!(Document::find(&path("huge")), Err(ConfigError::TooLarge { .. })));
         assert!(matches!(Document::find(&path("none")), Ok(None)));
-        assert!(matches!(Document::read(&path("none")), Err(ConfigError::Unreadable { .. })));
+        let Err(ConfigError::Unreadable { source, .. }) = Document::read(&path("none")) else { panic!("it was read") };
+        assert!(source.to_string().contains("No such file"), "{source}");
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn h10_mistakes_of_a_device_are_refused_with_file_and_line() {
         ("base = 0x2000200\nirq = 31", 8, "32 to 1019"),
         ("base = 0x2000200\nirq = 1020", 8, "32 to 1019"),
         ("base = 0x2000200\nirq = 0x100000021", 8, "expected u32"),
-        ("base = 0x2000200\nirq = 34\nrate = 1", 9, "expected struct rate"),
+        ("base = 0x2000200\nirq = 34\nrate = 1", 9, "expected a table"),
         ("base = 0x2000200\nirq = 34\nvdev = \"xvda\"", 9, "unknown field `vdev`"),
     ];
     for (keys, line, what) in rows {
