@@ -93,6 +93,11 @@ impl Transport {
         self.state.registers().status.into()
     }
 
+    /// Whether a driver has ever read a register.
+    pub fn was_touched(&self) -> bool {
+        self.counters.snapshot().register_reads > 0
+    }
+
     /// What the register file, the lanes and the device itself have counted since they were made.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut pairs = self.counters.snapshot().pairs();

@@ -1,15 +1,19 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config;
+use crate::model::Model;
 
 /// Serves virtio devices to Xen guests.
 ///
 /// A guest whose xl configuration says `disk=["format=raw,vdev=xvda,access=rw,backendtype=standalone,
-/// specification=virtio,target=/path/to/image"]` finds its disk behind virtio-mmio registers that this program answers.
+/// specification=virtio,target=/path/to/image"]` finds its disk behind virtio-mmio registers that this program answers, and
+/// so with `virtio=["type=virtio,device1,transport=mmio"]` for a network card and other devices (Xen 4.18 and later).
 /// Needs Xen with IOREQ servers (CONFIG_IOREQ_SERVER=y) and root in Dom0.
 #[derive(Debug, Parser)]
 #[command(name = "xen-virtio", version, max_term_width = 100)]
@@ -31,6 +35,13 @@ pub enum Command {
     Serve(Serve),
     /// Show guests, their devices, and what is counted for them
     List(List),
+    /// Wait until all devices of a guest are there
+    ///
+    /// For a guest that must not be faster than its devices: `xl create -p`, then this, then `xl unpause`. Exit code: 0
+    /// they are there, 1 one of them failed or they are not there in time.
+    Wait(Wait),
+    /// Plug a guest's network cable in, or pull it out
+    Link(Link),
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
     Worker,
@@ -42,6 +53,12 @@ pub struct Serve {
     /// Directory of the guests' configuration files, NAME.toml or UUID.toml
     #[arg(long, value_name = "DIR", default_value = config::DIRECTORY)]
     pub guests: PathBuf,
+    /// Serve the guests of this file, and ask no toolstack: for dom0less systems, and others without libxl
+    #[arg(long = "static", value_name = "FILE", conflicts_with = "guests")]
+    pub static_file: Option<PathBuf>,
+    /// Serve this kind of device only, and leave others to other programs
+    #[arg(long, value_name = "KIND", value_parser = kinds())]
+    pub only: Option<String>,
     #[command(flatten)]
     /// Where the broker lives.
     pub runtime: Runtime,
@@ -64,10 +81,99 @@ pub struct List {
     pub runtime: Runtime,
 }
 
+/// Options of `wait`.
+#[derive(Args, Debug)]
+pub struct Wait {
+    /// The guest's name or domain id
+    pub guest: String,
+    /// How long to wait, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u64,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
+}
+
+/// Options of `link`.
+#[derive(Args, Debug)]
+pub struct Link {
+    /// The guest's name or domain id
+    pub guest: String,
+    /// The device, as `xen-virtio list` calls it: net0
+    pub device: String,
+    /// Plugged in or not
+    pub cable: Cable,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
+}
+
+/// A network cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cable {
+    /// Plugged in.
+    Up,
+    /// Pulled out.
+    Down,
+}
+
 /// Where the broker lives.
 #[derive(Args, Debug)]
 pub struct Runtime {
     /// Directory of the running program's lock and control socket
     #[arg(long = "run", value_name = "DIR", default_value = "/run/xen-virtio")]
     pub directory: PathBuf,
+}
+
+fn kinds() -> PossibleValuesParser {
+    PossibleValuesParser::new(Model::KINDS.iter().map(|(name, _)| *name))
+}
+
+impl Cli {
+    /// Reads the command line. Under the name of a kind, `virtio-net` say, the program serves that kind only, and lives in
+    /// a place of its own.
+    pub fn of_this_process() -> Self {
+        Self::parse_from(with_kind(std::env::args_os().collect()))
+    }
+}
+
+/// Puts in what the program's name says.
+fn with_kind(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
+    let kind = name.and_then(|name| name.strip_prefix("virtio-")).map(str::to_owned);
+    let is_kind = |kind: &String| Model::KINDS.iter().any(|(name, _)| name == kind);
+    let Some(kind) = kind.filter(is_kind) else { return arguments };
+    let Some(command) = arguments.get(1).cloned().filter(|command| !command.to_string_lossy().starts_with('-')) else {
+        return arguments;
+    };
+    let own_place = format!("--run=/run/virtio-{kind}");
+    let has_place = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--run"));
+    if !has_place && command != "worker" && command != "help" {
+        arguments.push(own_place.into());
+    }
+    if command == "serve" {
+        arguments.push(format!("--only={kind}").into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Command {
+        Cli::try_parse_from(with_kind(line.split(' ').map(OsString::from).collect())).unwrap().command
+    }
+
+    #[test]
+    fn under_the_name_of_a_kind_that_kind_alone_is_served() {
+        let Command::Serve(serve) = parse("/usr/sbin/virtio-net serve --log debug") else { panic!("serve") };
+        assert_eq!((serve.only.as_deref(), serve.runtime.directory), (Some("net"), PathBuf::from("/run/virtio-net")));
+
+        let Command::List(list) = parse("virtio-console list --run /tmp/x") else { panic!("list") };
+        assert_eq!(list.runtime.directory, PathBuf::from("/tmp/x"));
+
+        let Command::Serve(serve) = parse("xen-virtio serve") else { panic!("serve") };
+        assert_eq!((serve.only, serve.runtime.directory), (None, PathBuf::from("/run/xen-virtio")));
+    }
 }

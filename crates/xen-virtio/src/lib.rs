@@ -9,11 +9,13 @@
 pub mod broker;
 pub mod channel;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod failure;
 pub mod list;
 pub mod logging;
 pub mod model;
+pub mod operate;
 pub mod protocol;
 pub mod serve;
 pub mod toolstack;

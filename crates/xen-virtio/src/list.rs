@@ -1,55 +1,26 @@
 //! `xen-virtio list`: what the running broker serves, for people or as JSON.
 
 use std::fmt::Write as _;
-use std::io::{self, Read, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write as _};
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
-use crate::broker::control::{DeviceListing, Listing, Question, SOCKET};
+use crate::broker::control::{DeviceListing, Listing};
+use crate::client;
 use crate::failure::Failure;
-
-/// Longer than the broker waits for all its workers.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks the broker whose runtime directory this is, and prints what it says.
 ///
 /// # Errors
 /// None runs there, or it does not answer.
 pub fn run(directory: &Path, json: bool) -> Result<(), Failure> {
-    let listing = ask(&directory.join(SOCKET))?;
+    let listing = client::list(directory)?;
     let text =
         if json { serde_json::to_string_pretty(&listing).context("Cannot print")? + "\n" } else { table(&listing) };
     // A reader that closes early, such as `head`, has seen what it wanted.
     let _ = io::stdout().write_all(text.as_bytes());
     Ok(())
-}
-
-fn ask(socket: &Path) -> anyhow::Result<Listing> {
-    let mut broker = UnixStream::connect(socket).map_err(|error| explain(socket, error))?;
-    let mut exchange = || -> io::Result<Vec<u8>> {
-        broker.set_read_timeout(Some(PATIENCE))?;
-        let question = serde_json::to_string(&Question::List)? + "\n";
-        broker.write_all(question.as_bytes())?;
-        let mut answer = Vec::new();
-        broker.read_to_end(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = exchange().with_context(|| format!("xen-virtio does not answer on {}", socket.display()))?;
-    serde_json::from_slice(&answer).context("xen-virtio answered with something else; is it of another version?")
-}
-
-fn explain(socket: &Path, error: io::Error) -> anyhow::Error {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            "xen-virtio does not run; start it with `systemctl start xen-virtio`"
-        }
-        io::ErrorKind::PermissionDenied => "Only root may ask xen-virtio; try again with sudo",
-        _ => "Cannot ask xen-virtio",
-    };
-    anyhow!(error).context(format!("{remedy} (socket {})", socket.display()))
 }
 
 fn table(listing: &Listing) -> String {
@@ -70,8 +41,9 @@ fn table(listing: &Listing) -> String {
 }
 
 fn headline(device: &DeviceListing) -> String {
-    let DeviceListing { id, model, name, base, irq, state, driver, counters: _ } = device;
+    let DeviceListing { id, model, name, host_end, base, irq, state, driver, counters: _ } = device;
     let mut text = match (model, name) {
+        (Some(model), Some(name)) if name.starts_with(model) => printable(name),
         (Some(model), Some(name)) => format!("{model} {}", printable(name)),
         _ => id.clone(),
     };
@@ -81,6 +53,9 @@ fn headline(device: &DeviceListing) -> String {
     text += &format!(": {}", printable(state));
     if let Some(driver) = driver {
         text += &format!(", driver {}", printable(driver));
+    }
+    if let Some(host_end) = host_end.as_deref().filter(|host_end| !host_end.is_empty()) {
+        text += &format!("; {}", printable(host_end));
     }
     text
 }
@@ -125,6 +100,7 @@ mod tests {
             id: "virtio_disk/51712".into(),
             model: Some("disk".into()),
             name: Some("xvda".into()),
+            host_end: Some("/dev/vg/web".into()),
             base: Some(0x200_0000),
             irq: Some(33),
             state: "serving".into(),
@@ -142,7 +118,7 @@ mod tests {
     fn a_person_reads_guests_devices_and_what_was_counted() {
         let text = table(&guest("web", disk()));
 
-        let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running\n    \
+        let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running; /dev/vg/web\n    \
                         requests 12\n  traps 99\n";
         assert_eq!(text, expected);
     }
@@ -152,6 +128,7 @@ mod tests {
         let unknown = DeviceListing {
             model: None,
             name: None,
+            host_end: None,
             base: None,
             irq: None,
             driver: None,
@@ -177,12 +154,5 @@ mod tests {
         let text = table(&guest("web", DeviceListing { counters, ..disk() }));
 
         assert!(text.lines().count() > 5 && text.lines().all(|line| line.len() <= 100), "{text}");
-    }
-
-    #[test]
-    fn without_a_broker_there_is_a_remedy() {
-        let error = ask(Path::new("/nonexistent/control")).unwrap_err();
-
-        assert!(format!("{error:#}").contains("systemctl start xen-virtio"), "{error:#}");
     }
 }

@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use xen_virtio::cli::{Cli, Command};
-use xen_virtio::{list, serve, worker};
+use xen_virtio::{list, operate, serve, worker};
 
 fn main() -> ExitCode {
-    let ended = match Cli::parse().command {
+    let ended = match Cli::of_this_process().command {
         Command::Serve(options) => serve::run(&options),
         Command::List(options) => list::run(&options.runtime.directory, options.json),
+        Command::Wait(options) => operate::wait(&options),
+        Command::Link(options) => operate::link(&options),
         Command::Worker => worker::run(),
     };
     match ended {

@@ -70,6 +70,11 @@ impl Class {
             Self::Static => "static",
         }
     }
+
+    /// Whether the guest is kept from running until its device is there: libxl does so for disks, and for nothing else.
+    pub const fn is_waited_for(self) -> bool {
+        matches!(self, Self::VirtioDisk)
+    }
 }
 
 impl fmt::Display for DeviceId {

@@ -5,14 +5,15 @@
 //! error. The broker believes nothing a worker says: it may have been taken over by its guest.
 
 use serde::{Deserialize, Serialize};
+use virtio_backend::Operation;
 
-use crate::model::{Device, DeviceId};
+use crate::model::{Device, DeviceId, Place};
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// From the broker.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Order {
     /// The first message: whom to serve. Brings two descriptors, `/dev/xen/privcmd` and `/dev/xen/evtchn`, both
@@ -23,7 +24,20 @@ pub enum Order {
         /// The guest.
         domid: u16,
     },
-    /// Serve this device too. Brings what its model needs: a disk, one descriptor, its image.
+    /// Claim this device's window; what the guest does there waits until the device is attached.
+    Reserve {
+        /// Which.
+        id: DeviceId,
+        /// Where.
+        place: Place,
+    },
+    /// There will be no device in this window: show the guest as much.
+    Vacate {
+        /// Which.
+        id: DeviceId,
+    },
+    /// Serve this device too, in the window reserved for it if there is one. Brings the descriptors that were opened for
+    /// it.
     Attach {
         /// What it is, and where the guest finds it.
         device: Device,
@@ -32,6 +46,13 @@ pub enum Order {
     Detach {
         /// Which.
         id: DeviceId,
+    },
+    /// Do what the operator asks of a device.
+    Operate {
+        /// Of which.
+        id: DeviceId,
+        /// What.
+        operation: Operation,
     },
     /// Say how it is going.
     Report,
@@ -58,7 +79,7 @@ pub enum Answer {
         /// Which.
         id: DeviceId,
     },
-    /// The device cannot be served; nothing of it is left.
+    /// The device cannot be served; nothing of it is left but a window that was reserved for it.
     Refused {
         /// Which.
         id: DeviceId,
@@ -69,6 +90,15 @@ pub enum Answer {
     Detached {
         /// Which.
         id: DeviceId,
+        /// The guest had touched its registers.
+        used: bool,
+    },
+    /// What came of [`Order::Operate`].
+    Operated {
+        /// Of which.
+        id: DeviceId,
+        /// Why it was not done, if it was not.
+        outcome: Result<(), String>,
     },
     /// As asked for by [`Order::Report`].
     Report(Report),
@@ -78,6 +108,8 @@ pub enum Answer {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
+    /// Xen still has the guest's IOREQ server, which ends with the guest.
+    pub alive: bool,
     /// What counts for the guest as a whole.
     pub counters: Vec<Counter>,
     /// Its devices.
@@ -125,7 +157,10 @@ mod tests {
         let orders = [
             Order::Start { version: VERSION, domid: 7 },
             Order::Attach { device: sample::disk("xvda") },
+            Order::Reserve { id, place: sample::disk("xvda").place },
+            Order::Vacate { id },
             Order::Detach { id },
+            Order::Operate { id, operation: Operation::Link { up: true } },
             Order::Report,
             Order::Stop,
         ];
@@ -136,8 +171,10 @@ mod tests {
             Answer::Unable { reason: String::new() },
             Answer::Attached { id },
             Answer::Refused { id, reason: "a reason with \"quotes\"\n".into() },
-            Answer::Detached { id },
-            Answer::Report(Report { counters: vec![Counter::new("traps", 3)], devices }),
+            Answer::Detached { id, used: true },
+            Answer::Operated { id, outcome: Ok(()) },
+            Answer::Operated { id, outcome: Err("no".into()) },
+            Answer::Report(Report { alive: true, counters: vec![Counter::new("traps", 3)], devices }),
         ];
 
         for order in orders {

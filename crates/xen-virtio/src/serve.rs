@@ -10,11 +10,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use xenstore::Store;
 
+use crate::broker::prepare::Directories;
 use crate::broker::spawn::{OwnBinary, find_xen};
 use crate::broker::{Broker, CLOSING_PATIENCE, Request, Settings, control};
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::logging;
+use crate::model::Model;
+use crate::toolstack::Toolstack;
+use crate::toolstack::fixed::Fixed;
 
 /// The lock's name in the runtime directory.
 const LOCK: &str = "lock";
@@ -32,7 +36,10 @@ pub fn run(options: &Serve) -> Result<(), Failure> {
 }
 
 async fn serve(options: &Serve) -> Result<(), Failure> {
-    let store = Store::connect(xenstore::Options::default()).await.map_err(anyhow::Error::from)?;
+    let toolstack = match &options.static_file {
+        Some(file) => Toolstack::Static(Fixed::load(file).map_err(anyhow::Error::from)?),
+        None => Toolstack::Libxl(Store::connect(xenstore::Options::default()).await.map_err(anyhow::Error::from)?),
+    };
     let directory = &options.runtime.directory;
     let listener = control::listen(directory)
         .with_context(|| format!("Cannot make the control socket in {}", directory.display()))?;
@@ -41,9 +48,14 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
     tokio::spawn(control::serve(listener, requests.clone()));
     tokio::spawn(signals.pass_on(requests));
     let spawner = OwnBinary::new(&options.log);
-    let settings = Settings { configurations: options.guests.clone(), closing_patience: CLOSING_PATIENCE };
+    let kind = options.only.as_deref();
+    let settings = Settings {
+        directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },
+        only: Model::KINDS.iter().find(|(name, _)| Some(*name) == kind).map(|(_, id)| *id),
+        closing_patience: CLOSING_PATIENCE,
+    };
     let left =
-        Broker::run(store, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;
+        Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;
     if !left.is_empty() {
         tracing::warn!(name: "broker.left", guests = ?left,
             "Stopped; these guests' devices go on working, each served by its worker until the guest ends");

@@ -38,9 +38,9 @@ fn a_new_guest_is_ready_only_when_its_worker_says_so() {
     rig.wait_for_state(5, XVDA, "2");
 
     assert_eq!((worker.domid, before.as_deref()), (5, Some("1")));
-    assert_eq!((device.base, device.irq), (0x0200_0000, 33));
-    let Model::Disk(disk) = device.model;
-    assert_eq!((disk.vdev.as_str(), disk.config.read_only), ("xvda", false));
+    assert_eq!((device.place.base, device.place.irq), (0x0200_0000, 33));
+    let Model::Disk(disk) = device.model else { panic!("a disk") };
+    assert_eq!((device.name.as_str(), disk.read_only), ("xvda", false));
     let image = File::from(descriptors.into_iter().next().unwrap());
     assert_eq!(image.metadata().unwrap().len(), IMAGE_BYTES);
 }
@@ -197,8 +197,8 @@ fn the_guests_file_is_found_by_name_or_uuid() {
 
     let (device, _) = workers.next().told_to_attach();
 
-    let Model::Disk(disk) = device.model;
-    assert_eq!(disk.config.serial, "by uuid");
+    let Model::Disk(disk) = device.model else { panic!("a disk") };
+    assert_eq!(disk.serial, "by uuid");
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn what_a_worker_says_of_devices_it_does_not_have_changes_nothing() {
     rig.write_disk(6, XVDB, &rig.image("b.img", IMAGE_BYTES));
 
     for id in [disk_id(XVDA), disk_id(XVDB), disk_id(7)] {
-        worker.say(&Answer::Detached { id });
+        worker.say(&Answer::Detached { id, used: true });
         worker.say(&Answer::Attached { id });
         worker.say(&Answer::Refused { id, reason: "lies".into() });
     }
@@ -336,7 +336,7 @@ fn a_toolstack_that_gives_up_meanwhile_is_not_overruled() {
     rig.close_disk(5, XVDA);
     worker.told_to_detach(XVDA);
     worker.say(&Answer::Attached { id: device.id });
-    worker.say(&Answer::Detached { id: device.id });
+    worker.say(&Answer::Detached { id: device.id, used: true });
     assert_eq!(worker.order().0, Order::Stop);
 
     assert_eq!(rig.state(5, XVDA).as_deref(), Some("5"));
@@ -418,7 +418,7 @@ fn a_listing_has_what_the_broker_knows_and_what_the_worker_counts() {
             DeviceReport { id: disk_id(XVDA), state: "driver-ok".into(), counters: vec![Counter::new("requests", 12)] };
         let foreign = DeviceReport { id: disk_id(99), ..device.clone() };
         worker
-            .say(&Answer::Report(Report { counters: vec![Counter::new("traps", 3)], devices: vec![device, foreign] }));
+            .say(&Answer::Report(Report { alive: true, counters: vec![Counter::new("traps", 3)], devices: vec![device, foreign] }));
         worker
     });
 

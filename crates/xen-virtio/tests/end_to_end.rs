@@ -39,6 +39,10 @@ impl Spawner for ThreadSpawner {
         });
         Ok(Spawned { channel, kill, ended: Box::pin(async { ended.await.unwrap() }) })
     }
+
+    fn has_domain(&self, _domid: u16) -> bool {
+        true
+    }
 }
 
 fn start(domain: &Domain) -> Rig {

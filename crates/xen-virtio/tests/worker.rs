@@ -12,11 +12,12 @@ use rig::{PATIENCE, XVDA, XVDB, disk_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use tempfile::NamedTempFile;
+use virtio_backend::{Operation, Owner};
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::channel::Channel;
 use xen_virtio::logging::HeldBack;
-use xen_virtio::model::{Device, Disk, Model};
-use xen_virtio::protocol::{Answer, Order, VERSION};
+use xen_virtio::model::{Device, Model, Place};
+use xen_virtio::protocol::{Answer, Order, Report, VERSION};
 use xen_virtio::worker;
 
 /// A worker that runs, and the broker's end of its channel.
@@ -43,6 +44,22 @@ impl Running {
         self.answer()
     }
 
+    fn tell(&self, order: &Order) {
+        self.channel.send(order, &[]).unwrap();
+    }
+
+    /// What it counts; and what it was told before is done.
+    fn report(&self) -> Report {
+        match self.order(&Order::Report, &[]) {
+            Answer::Report(report) => report,
+            other => panic!("it says {other:?}"),
+        }
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.report().counters.iter().find(|counter| counter.0 == name).unwrap().1
+    }
+
     fn answer(&self) -> Answer {
         let timeout = Timespec::try_from(PATIENCE).unwrap();
         let ready = poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&timeout)).unwrap();
@@ -51,8 +68,10 @@ impl Running {
     }
 
     fn attach(&self, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
-        let model = Model::Disk(Disk { vdev: format!("disk-{number}"), config: virtio_disk::Config::default() });
-        let device = Device { id: disk_id(number), base, irq: 33, model };
+        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/run".into() };
+        let model = Model::Disk(virtio_disk::Config::default());
+        let place = Place { base, irq: 33 };
+        let device = Device { id: disk_id(number), place, name: format!("disk-{number}"), owner, model };
         self.order(&Order::Attach { device }, descriptors)
     }
 
@@ -119,7 +138,70 @@ fn a_device_that_is_not_there_is_detached_at_once() {
 
     let answer = worker.order(&Order::Detach { id: disk_id(XVDB) }, &[]);
 
-    assert_eq!(answer, Answer::Detached { id: disk_id(XVDB) });
+    assert_eq!(answer, Answer::Detached { id: disk_id(XVDB), used: true });
+}
+
+/// Offsets of registers (virtio 1.2 §4.2.2).
+const MAGIC_VALUE: u64 = 0;
+const DEVICE_ID: u64 = 8;
+
+#[test]
+fn a_guest_that_is_faster_than_its_device_waits_for_it() {
+    let worker = Running::start();
+    let image = image();
+    worker.tell(&Order::Reserve { id: disk_id(XVDA), place: Place { base: BASE_A, irq: 33 } });
+    worker.report();
+    let vcpu = worker.domain.xen.vcpu(0);
+    let early = thread::spawn(move || (vcpu.read32(BASE_A + MAGIC_VALUE), vcpu.read32(BASE_A + DEVICE_ID)));
+    while worker.count("trap_reads") == 0 {
+        thread::yield_now();
+    }
+    assert!(!early.is_finished());
+
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+
+    assert_eq!(early.join().unwrap(), (u32::from_le_bytes(*b"virt"), 2));
+}
+
+#[test]
+fn a_device_that_never_comes_leaves_a_window_that_drivers_pass_by() {
+    let worker = Running::start();
+    let id = disk_id(XVDA);
+    worker.tell(&Order::Reserve { id, place: Place { base: BASE_A, irq: 33 } });
+    worker.report();
+    let vcpu = worker.domain.xen.vcpu(0);
+    let early = thread::spawn(move || (vcpu.read32(BASE_A + MAGIC_VALUE), vcpu.read32(BASE_A + DEVICE_ID)));
+
+    worker.tell(&Order::Vacate { id });
+
+    assert_eq!(early.join().unwrap(), (u32::from_le_bytes(*b"virt"), 0));
+    assert_eq!(worker.order(&Order::Detach { id }, &[]), Answer::Detached { id, used: true });
+}
+
+#[test]
+fn a_guest_that_never_touched_its_device_is_told_apart() {
+    let worker = Running::start();
+    let image = image();
+    let id = disk_id(XVDA);
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+
+    assert_eq!(worker.order(&Order::Detach { id }, &[]), Answer::Detached { id, used: false });
+}
+
+#[test]
+fn what_an_operator_asks_is_answered_by_the_device() {
+    let worker = Running::start();
+    let image = image();
+    let id = disk_id(XVDA);
+    let order = Order::Operate { id, operation: Operation::Link { up: false } };
+    let outcome = |answer| match answer {
+        Answer::Operated { outcome, .. } => outcome.unwrap_err(),
+        other => panic!("it says {other:?}"),
+    };
+
+    assert!(outcome(worker.order(&order, &[])).contains("no such device"));
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+    assert!(outcome(worker.order(&order, &[])).contains("nothing of that sort"));
 }
 
 #[test]

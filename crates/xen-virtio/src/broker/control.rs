@@ -14,8 +14,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use virtio_backend::Operation;
 
 use super::Request;
+pub use super::ask::Outcome;
 use super::guest::GuestView;
 use crate::protocol::{Counter, Report};
 
@@ -29,11 +31,20 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Question {
     /// What is served.
     List,
+    /// To do something to a device. The answer is an [`Outcome`].
+    Operate {
+        /// The guest's name or domain id.
+        guest: String,
+        /// The device's name within the guest.
+        device: String,
+        /// What.
+        operation: Operation,
+    },
 }
 
 /// What is served.
@@ -63,8 +74,10 @@ pub struct DeviceListing {
     pub id: String,
     /// What it is: `disk`; unknown before it was prepared.
     pub model: Option<String>,
-    /// What the toolstack calls it: `xvda`.
+    /// What people call it: `xvda`, `net0`.
     pub name: Option<String>,
+    /// Its end on the host, in words.
+    pub host_end: Option<String>,
     /// Guest-physical address of its registers.
     pub base: Option<u64>,
     /// Its interrupt.
@@ -120,6 +133,13 @@ async fn answer(mut client: UnixStream, requests: mpsc::Sender<Request>) -> io::
     BufReader::new(from.take(QUESTION_MAX)).read_line(&mut line).await?;
     let reply = match serde_json::from_str(&line) {
         Ok(Question::List) => serde_json::to_vec(&list(&requests).await)?,
+        Ok(Question::Operate { guest, device, operation }) => {
+            let (reply, outcome) = oneshot::channel();
+            // A broker that is ending does nothing.
+            let _ = requests.send(Request::Operate { guest, device, operation, reply }).await;
+            let outcome = timeout(REPORT_PATIENCE, outcome).await.ok().and_then(Result::ok);
+            serde_json::to_vec(&outcome.unwrap_or_else(|| Err("The device's worker does not answer".to_owned())))?
+        }
         Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))?,
     };
     to.write_all(&reply).await?;
@@ -150,9 +170,10 @@ fn merge(view: GuestView, report: Report) -> GuestListing {
         DeviceListing {
             id: shown.id.to_string(),
             model: device.map(|device| device.model.kind().to_owned()),
-            name: device.map(|device| device.model.name().to_owned()),
-            base: device.map(|device| device.base),
-            irq: device.map(|device| device.irq),
+            name: device.map(|device| device.name.clone()),
+            host_end: device.map(|device| device.model.host_end()),
+            base: device.map(|device| device.place.base),
+            irq: device.map(|device| device.place.irq),
             state: shown.stage.to_owned(),
             driver,
             counters,

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use virtio_backend::Operation;
 
+use super::ask::Outcome;
 use super::prepare::Prepared;
 use super::worker::Worker;
 use crate::model::{Device, DeviceId};
@@ -30,6 +32,8 @@ pub struct Guest {
     pub devices: BTreeMap<DeviceId, Device>,
     /// Who waits for the worker's next report.
     pub report_to: Vec<oneshot::Sender<Report>>,
+    /// Who waits for what comes of an operation; a worker answers in order.
+    pub outcome_to: Vec<(DeviceId, oneshot::Sender<Outcome>)>,
     /// When patience with what is closing ends.
     pub deadline: Option<Instant>,
 }
@@ -57,13 +61,38 @@ pub struct DeviceView {
 }
 
 impl Guest {
-    /// Brings everything that follows from the lifecycle up to date with it; what is closing may take this long.
-    pub fn settle(&mut self, patience: Duration) {
+    /// Brings everything that follows from the lifecycle up to date with it; what is closing may take this long. Gives
+    /// the devices that are not going to be served any more.
+    #[must_use]
+    pub fn settle(&mut self, patience: Duration) -> Vec<Device> {
         let Self { lifecycle, prepared, devices, deadline, .. } = self;
-        // An image that is open is locked: nobody keeps one that is not going to be served.
-        prepared.retain(|id, _| lifecycle.stage(*id) == Some(&Stage::Prepared));
-        devices.retain(|id, _| lifecycle.stage(*id).is_some());
+        // What is open may be locked: nobody keeps what is not going to be served.
+        let unwanted = prepared.extract_if(.., |id, _| lifecycle.stage(*id) != Some(&Stage::Prepared));
+        let mut over: Vec<_> = unwanted.map(|(_, prepared)| prepared.device).collect();
+        let is_over = |id: DeviceId| matches!(lifecycle.stage(id), None | Some(Stage::Vacant(_) | Stage::Dead(_)));
+        over.extend(devices.extract_if(.., |id, _| is_over(*id)).map(|(_, device)| device));
         *deadline = lifecycle.is_closing().then(|| deadline.unwrap_or_else(|| Instant::now() + patience));
+        over
+    }
+
+    /// Has its worker do something to a device; what comes of it is told to `reply`.
+    pub fn operate(&mut self, id: DeviceId, operation: Operation, reply: oneshot::Sender<Outcome>) {
+        match &self.worker {
+            Some(worker) => {
+                worker.tell(&Order::Operate { id, operation }, &[]);
+                self.outcome_to.push((id, reply));
+            }
+            // Who asked may have lost patience.
+            None => drop(reply.send(Err("Nobody serves this device at the moment".to_owned()))),
+        }
+    }
+
+    /// Tells who waits what came of an operation.
+    pub fn pass_outcome_on(&mut self, id: DeviceId, outcome: Outcome) {
+        if let Some(waiting) = self.outcome_to.iter().position(|(of, _)| *of == id) {
+            // Who asked may have lost patience.
+            let _ = self.outcome_to.remove(waiting).1.send(outcome);
+        }
     }
 
     /// Has its worker report; the receiver ends without one if there is no worker.
@@ -89,6 +118,7 @@ impl Guest {
     pub fn bury_worker(&mut self, how: String) -> String {
         self.worker = None;
         self.report_to.clear();
+        self.outcome_to.clear();
         self.last_words.take().unwrap_or(how)
     }
 
@@ -108,7 +138,7 @@ fn word_for(stage: &Stage) -> &'static str {
         Stage::Preparing | Stage::Prepared | Stage::Attaching => "starting",
         Stage::Serving => "serving",
         Stage::Detaching(_) | Stage::Detached(_) => "closing",
-        Stage::Dead(_) => "failed",
+        Stage::Dead(_) | Stage::Vacant(_) => "failed",
         Stage::Foreign => "left to a former worker",
     }
 }

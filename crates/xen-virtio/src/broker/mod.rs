@@ -1,31 +1,33 @@
 //! The broker: one loop that hears of everything and decides.
 //!
-//! Runs on one thread of tokio. It alone talks to xenstore, reads configuration and opens files; it parses nothing that
+//! Runs on one thread of tokio. It alone talks to the toolstack, reads configuration and opens files; it parses nothing that
 //! a guest wrote. Each guest's devices are served by a worker process of their own ([`worker`]); where they are in life
 //! is the lifecycle's to say ([`crate::toolstack::lifecycle`]). What may take long runs beside the loop and reports to it.
 
+mod ask;
 pub mod control;
 pub mod guest;
+mod look;
 pub mod prepare;
 pub mod spawn;
 pub mod worker;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use xenstore::Store;
+use virtio_backend::Operation;
 
-use crate::model::{Class, DeviceId};
+use crate::model::{Device, DeviceId};
 use crate::protocol::{Answer, Order, Report, VERSION};
-use crate::toolstack::libxl::{self, Place};
+use crate::toolstack::libxl::{self, Node};
 use crate::toolstack::lifecycle::{Action, Event, News, Trouble};
-use crate::toolstack::nodes;
+use crate::toolstack::{Toolstack, nodes};
+use ask::Outcome;
 use guest::{Guest, GuestView};
-use prepare::Prepared;
+use prepare::{Directories, Prepared};
 use worker::{Heard, Spawner, Worker};
 
 /// What waits for the broker's loop at most; those who have more to say wait themselves.
@@ -36,6 +38,17 @@ const QUEUE: usize = 64;
 pub enum Request {
     /// Say what is served. The reports come later, if the workers send them.
     List(oneshot::Sender<Vec<(GuestView, oneshot::Receiver<Report>)>>),
+    /// Do this to a device, and say what came of it.
+    Operate {
+        /// The guest's name or domain id.
+        guest: String,
+        /// The device's name within the guest.
+        device: String,
+        /// What.
+        operation: Operation,
+        /// Where to say it.
+        reply: oneshot::Sender<Outcome>,
+    },
     /// End, and leave guests to their workers.
     Stop,
 }
@@ -43,8 +56,10 @@ pub enum Request {
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where guests' configuration files are.
-    pub configurations: PathBuf,
+    /// Where things are on the host.
+    pub directories: Directories,
+    /// The one kind of device that is served, by its virtio device ID; all kinds if `None`.
+    pub only: Option<u32>,
     /// How long a worker may take to let go of a device before it is killed.
     pub closing_patience: Duration,
 }
@@ -55,18 +70,20 @@ pub const CLOSING_PATIENCE: Duration = Duration::from_secs(7);
 
 /// The broker.
 pub struct Broker<S> {
-    store: Store,
+    toolstack: Toolstack,
     spawner: S,
     settings: Settings,
     guests: BTreeMap<u16, Guest>,
     /// Where what was prepared beside the loop comes back.
-    prepared: mpsc::Sender<(Place, anyhow::Result<Prepared>)>,
+    prepared: mpsc::Sender<(Node, anyhow::Result<Prepared>)>,
     /// Where workers' words come in, each with its guest.
     heard: mpsc::Sender<(u16, Heard)>,
+    /// Where it is told that nothing is left on the host of a device that is closed.
+    cleared: mpsc::Sender<Node>,
 }
 
 impl<S: Spawner> Broker<S> {
-    /// Serves what xenstore asks for, until told to stop. `ready` is called once everything is watched.
+    /// Serves what the toolstack asks for, until told to stop. `ready` is called once everything is watched.
     ///
     /// Gives the guests that are left to their workers, which serve them until they end: they live longer than the
     /// broker, whether it is stopped or killed.
@@ -74,29 +91,32 @@ impl<S: Spawner> Broker<S> {
     /// # Errors
     /// Xenstore refuses to be watched.
     pub async fn run(
-        store: Store,
+        toolstack: Toolstack,
         spawner: S,
         settings: Settings,
         mut requests: mpsc::Receiver<Request>,
         ready: impl FnOnce(),
     ) -> Result<Vec<u16>, xenstore::Error> {
-        let mut devices = store.watch(&libxl::class_directory(Class::VirtioDisk)).await?;
-        let mut deaths = store.watch("@releaseDomain").await?;
+        let mut sightings = toolstack.listen().await?;
         let (prepared, mut from_preparation) = mpsc::channel(QUEUE);
         let (heard, mut from_workers) = mpsc::channel(QUEUE);
+        let (cleared, mut from_clearing) = mpsc::channel(QUEUE);
         let guests = BTreeMap::new();
-        let mut broker = Self { store, spawner, settings, guests, prepared, heard };
-        broker.look_at_all().await;
+        let mut broker = Self { toolstack, spawner, settings, guests, prepared, heard, cleared };
+        broker.look_at_once().await;
         ready();
         loop {
             let next_deadline = broker.guests.values().filter_map(|guest| guest.deadline).min();
             tokio::select! {
-                path = devices.next() => broker.look_at(&path).await,
-                _ = deaths.next() => broker.look_for_the_dead().await,
-                Some((place, prepared)) = from_preparation.recv() => broker.take_prepared(place, prepared).await,
+                sighting = sightings.next() => broker.look_at(sighting).await,
+                Some((node, prepared)) = from_preparation.recv() => broker.take_prepared(node, prepared).await,
                 Some((domid, heard)) = from_workers.recv() => broker.hear(domid, heard).await,
+                Some(node) = from_clearing.recv() => broker.publish(node, News::Closed).await,
                 Some(request) = requests.recv() => match request {
                     Request::List(reply) => broker.list(reply),
+                    Request::Operate { guest, device, operation, reply } => {
+                        broker.operate(&guest, &device, operation, reply);
+                    }
                     Request::Stop => return Ok(broker.in_use()),
                 },
                 () = tokio::time::sleep_until(next_deadline.unwrap_or_else(Instant::now)), if next_deadline.is_some() =>
@@ -117,54 +137,6 @@ impl<S: Spawner> Broker<S> {
     }
 }
 
-/// What is seen in xenstore.
-impl<S: Spawner> Broker<S> {
-    /// Looks at the device that a path belongs to; at all, if it belongs to none.
-    async fn look_at(&mut self, path: &str) {
-        tracing::trace!(name: "broker.event", path);
-        match Place::of_path(path) {
-            Some(place) => self.look_at_place(place).await,
-            None => self.look_at_all().await,
-        }
-    }
-
-    /// Looks at every device there is, and at every one known that may be gone.
-    async fn look_at_all(&mut self) {
-        let mut places = match nodes::list(&self.store).await {
-            Ok(places) => places,
-            Err(error) => return postponed(&error),
-        };
-        for (domid, guest) in &self.guests {
-            places.extend(guest.lifecycle.devices().map(|(id, _)| Place { domid: *domid, id }));
-        }
-        places.sort_unstable();
-        places.dedup();
-        for place in places {
-            self.look_at_place(place).await;
-        }
-    }
-
-    async fn look_at_place(&mut self, place: Place) {
-        match nodes::look(&self.store, place).await {
-            Ok(Some(sight)) => self.happened(place.domid, Event::Seen(place.id, sight)).await,
-            Ok(None) => tracing::warn!(name: "broker.odd_state", domid = place.domid, device = %place.id,
-                "The state of a device in xenstore is none that a toolstack writes; leaving it alone"),
-            Err(error) => postponed(&error),
-        }
-    }
-
-    /// Some domain died; xenstore does not say which.
-    async fn look_for_the_dead(&mut self) {
-        for domid in self.guests.keys().copied().collect::<Vec<_>>() {
-            match self.store.is_domain_introduced(domid).await {
-                Ok(true) => {}
-                Ok(false) => self.happened(domid, Event::DomainGone).await,
-                Err(error) => return postponed(&error),
-            }
-        }
-    }
-}
-
 /// What happens to a guest, and what follows.
 impl<S: Spawner> Broker<S> {
     async fn happened(&mut self, domid: u16, event: Event) {
@@ -177,7 +149,9 @@ impl<S: Spawner> Broker<S> {
                 events.extend(self.act(domid, action).await);
             }
             if let Some(guest) = self.guests.get_mut(&domid) {
-                guest.settle(self.settings.closing_patience);
+                for device in guest.settle(self.settings.closing_patience) {
+                    tokio::spawn(clear(device));
+                }
             }
         }
         if self.guests.get(&domid).is_some_and(|guest| guest.lifecycle.is_over()) {
@@ -189,33 +163,68 @@ impl<S: Spawner> Broker<S> {
     async fn act(&mut self, domid: u16, action: Action) -> Option<Event> {
         tracing::debug!(name: "broker.act", domid, ?action);
         match action {
-            Action::Prepare(id) => self.prepare(Place { domid, id }).await,
+            Action::Reserve(id) => return self.reserve(Node { domid, id }).await,
+            Action::Prepare(id) => self.prepare(Node { domid, id }).await,
+            Action::Vacate(id) => self.tell(domid, &Order::Vacate { id }),
             Action::Attach(id) => return self.attach(domid, id),
             Action::Detach(id) => self.tell(domid, &Order::Detach { id }),
-            Action::StopWorker => self.tell(domid, &Order::Stop),
+            Action::StopWorker if self.has_worker(domid) => self.tell(domid, &Order::Stop),
+            Action::StopWorker => return Some(Event::WorkerEnded("there was none".to_owned())),
             Action::KillWorker => {
                 tracing::error!(name: "broker.overdue", domid,
                     "The worker of a guest did not let go of its devices in time, and is killed");
                 self.kill(domid, "it was killed because it did not let go of its devices in time");
             }
-            Action::Publish(id, news) => self.publish(Place { domid, id }, &news).await,
+            Action::Publish(id, news) => self.publish(Node { domid, id }, news).await,
             Action::Report(id, trouble) => {
                 self.learn_name(domid).await;
-                report(Place { domid, id }, &trouble);
+                report(Node { domid, id }, &trouble);
             }
         }
         None
     }
 
-    async fn prepare(&mut self, place: Place) {
-        let name = self.learn_name(place.domid).await;
-        tracing::info!(name: "broker.new", domid = place.domid, guest = name, device = %place.id, "A new device");
-        let (store, configurations) = (self.store.clone(), self.settings.configurations.clone());
+    /// Claims the window at once: nobody keeps the guest from touching it.
+    async fn reserve(&mut self, node: Node) -> Option<Event> {
+        let place = match &self.toolstack {
+            Toolstack::Static(file) => file.place(node),
+            Toolstack::Libxl(store) => match nodes::keys(store, node).await {
+                // What is wrong with them, the preparation will say.
+                Ok(keys) => libxl::place(&keys).ok(),
+                Err(error) => {
+                    postponed(&error);
+                    None
+                }
+            },
+        };
+        if let Err(error) = self.need_worker(node.domid) {
+            return Some(Event::WorkerEnded(format!("{error:#}")));
+        }
+        if let Some(place) = place {
+            self.tell(node.domid, &Order::Reserve { id: node.id, place });
+        }
+        None
+    }
+
+    /// Starts the guest's worker, if it has none.
+    fn need_worker(&mut self, domid: u16) -> anyhow::Result<()> {
+        let guest = self.guests.entry(domid).or_default();
+        if guest.worker.is_none() {
+            let spawned = self.spawner.spawn(domid)?;
+            guest.worker = Some(Worker::watch(domid, spawned, self.heard.clone())?);
+        }
+        Ok(())
+    }
+
+    async fn prepare(&mut self, node: Node) {
+        let name = self.learn_name(node.domid).await;
+        tracing::info!(name: "broker.new", domid = node.domid, guest = name, device = %node.id, "A new device");
+        let (toolstack, directories) = (self.toolstack.clone(), self.settings.directories.clone());
         let done = self.prepared.clone();
         tokio::spawn(async move {
-            let prepared = prepare::prepare(&store, &configurations, place).await;
+            let prepared = prepare::prepare(&toolstack, directories, node).await;
             // No receiver means that the broker has ended.
-            let _ = done.send((place, prepared)).await;
+            let _ = done.send((node, prepared)).await;
         });
     }
 
@@ -223,53 +232,84 @@ impl<S: Spawner> Broker<S> {
     async fn learn_name(&mut self, domid: u16) -> Option<String> {
         let guest = self.guests.entry(domid).or_default();
         if guest.name.is_none() {
-            guest.name = nodes::guest_name(&self.store, domid).await.ok().and_then(|names| names.name);
+            guest.name = match &self.toolstack {
+                Toolstack::Libxl(store) => nodes::guest_name(store, domid).await.ok().and_then(|names| names.name),
+                Toolstack::Static(file) => file.name(domid).map(str::to_owned),
+            };
         }
         guest.name.clone()
     }
 
     fn attach(&mut self, domid: u16, id: DeviceId) -> Option<Event> {
+        let Prepared { device, descriptors } = self.guests.get_mut(&domid)?.prepared.remove(&id)?;
+        let started = self.need_worker(domid);
         let guest = self.guests.get_mut(&domid)?;
-        let Prepared { device, descriptors } = guest.prepared.remove(&id)?;
-        if guest.worker.is_none() {
-            let spawned = self.spawner.spawn(domid);
-            match spawned.and_then(|spawned| Ok(Worker::watch(domid, spawned, self.heard.clone())?)) {
-                Ok(worker) => guest.worker = Some(worker),
-                Err(error) => return Some(Event::WorkerEnded(format!("{error:#}"))),
-            }
+        guest.devices.insert(id, device.clone());
+        if let Err(error) = started {
+            return Some(Event::WorkerEnded(format!("{error:#}")));
         }
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        guest.worker.as_ref()?.tell(&Order::Attach { device: device.clone() }, &descriptors);
-        guest.devices.insert(id, device);
+        guest.worker.as_ref()?.tell(&Order::Attach { device }, &descriptors);
         None
     }
 
-    async fn publish(&self, place: Place, news: &News) {
-        let Place { domid, id } = place;
-        match news {
+    /// Tells the toolstack; that a device is closed, only once nothing of it is left on the host, so that the guest's
+    /// next life finds the place free.
+    async fn publish(&mut self, node: Node, news: News) {
+        let Node { domid, id } = node;
+        match &news {
             News::Ready => tracing::info!(name: "broker.ready", domid, device = %id, "The guest can use the device"),
-            News::Closed => tracing::info!(name: "broker.closed", domid, device = %id, "The device is closed"),
             News::Failed(reason) => {
                 tracing::error!(name: "broker.refused", domid, device = %id, reason, "The device cannot be served");
             }
+            News::Closed => {
+                if let Some(device) = self.guests.get_mut(&domid).and_then(|guest| guest.devices.remove(&id)) {
+                    let cleared = self.cleared.clone();
+                    tokio::spawn(async move {
+                        clear(device).await;
+                        // No receiver means that the broker has ended.
+                        let _ = cleared.send(node).await;
+                    });
+                    return;
+                }
+                tracing::info!(name: "broker.closed", domid, device = %id, "The device is closed");
+            }
         }
-        if let Err(error) = nodes::publish(&self.store, place, news).await {
+        if let Toolstack::Libxl(store) = &self.toolstack
+            && let Err(error) = nodes::publish(store, node, &news).await
+        {
             postponed(&error);
         }
     }
 
-    async fn take_prepared(&mut self, place: Place, prepared: anyhow::Result<Prepared>) {
-        let Place { domid, id } = place;
-        // Otherwise the guest was faster to go than its image to open.
-        let Some(guest) = self.guests.get_mut(&domid) else { return };
-        let event = match prepared {
-            Ok(prepared) => {
-                guest.prepared.insert(id, prepared);
-                Event::Prepared(id)
-            }
+    async fn take_prepared(&mut self, node: Node, prepared: anyhow::Result<Prepared>) {
+        let Node { domid, id } = node;
+        let event = match prepared.and_then(|prepared| self.refuse_clash(node, prepared)) {
+            Ok(prepared) => match self.guests.get_mut(&domid) {
+                Some(guest) => {
+                    guest.prepared.insert(id, prepared);
+                    Event::Prepared(id)
+                }
+                // The guest was faster to go than its device to open.
+                None => return drop(tokio::spawn(clear(prepared.device))),
+            },
             Err(error) => Event::Refused(id, format!("{error:#}")),
         };
         self.happened(domid, event).await;
+    }
+
+    /// Two devices may not share what each takes for itself alone, whatever the host would allow.
+    fn refuse_clash(&self, node: Node, prepared: Prepared) -> anyhow::Result<Prepared> {
+        let wanted = prepared.device.model.exclusive();
+        for (domid, guest) in &self.guests {
+            for (id, other) in guest.devices.iter().filter(|(id, _)| (*domid, **id) != (node.domid, node.id)) {
+                if let Some(shared) = other.model.exclusive().into_iter().find(|taken| wanted.contains(taken)) {
+                    let whose = guest.name.as_deref().unwrap_or("without a name");
+                    anyhow::bail!("{shared} is used already by {} of guest {whose} (domain {domid}, {id})", other.name);
+                }
+            }
+        }
+        Ok(prepared)
     }
 
     /// What a worker says is about its own guest, whatever it says, and never about a device it was not given.
@@ -287,10 +327,22 @@ impl<S: Spawner> Broker<S> {
                 guest.last_words = Some(reason);
                 return;
             }
-            Heard::Answer(Answer::Report(report)) => return guest.pass_report_on(&report),
+            Heard::Answer(Answer::Report(report)) => {
+                guest.pass_report_on(&report);
+                if report.alive {
+                    return;
+                }
+                Event::DomainGone
+            }
+            Heard::Answer(Answer::Operated { id, outcome }) => return guest.pass_outcome_on(id, outcome),
             Heard::Answer(Answer::Attached { id }) => Event::Attached(id),
             Heard::Answer(Answer::Refused { id, reason }) => Event::Refused(id, reason),
-            Heard::Answer(Answer::Detached { id }) => Event::Detached(id),
+            Heard::Answer(Answer::Detached { id, used }) => {
+                if !used {
+                    say_unused(Node { domid, id });
+                }
+                Event::Detached(id)
+            }
             Heard::Ended(how) => Event::WorkerEnded(guest.bury_worker(how)),
         };
         self.happened(domid, event).await;
@@ -309,6 +361,10 @@ impl<S: Spawner> Broker<S> {
         }
     }
 
+    fn has_worker(&self, domid: u16) -> bool {
+        self.guests.get(&domid).is_some_and(|guest| guest.worker.is_some())
+    }
+
     fn tell(&self, domid: u16, order: &Order) {
         if let Some(worker) = self.guests.get(&domid).and_then(|guest| guest.worker.as_ref()) {
             worker.tell(order, &[]);
@@ -322,8 +378,25 @@ impl<S: Spawner> Broker<S> {
     }
 }
 
-fn report(place: Place, trouble: &Trouble) {
-    let Place { domid, id } = place;
+/// Takes away what was made on the host for a device.
+async fn clear(Device { model, owner, .. }: Device) {
+    // It fails only if it panics, of which there is a message.
+    let _ = tokio::task::spawn_blocking(move || model.close(&owner)).await;
+}
+
+/// Perhaps the guest was not meant to use it; perhaps it died trying, before the window was claimed.
+fn say_unused(node: Node) {
+    let Node { domid, id } = node;
+    if !id.class.is_waited_for() {
+        tracing::warn!(name: "broker.unused", domid, device = %id,
+            "The guest ended without having touched this device. If it crashed while it looked for it, it was faster \
+             than xen-virtio, which must run before the guest is created; `xl create -p`, `xen-virtio wait` and \
+             `xl unpause` leave nothing to chance");
+    }
+}
+
+fn report(node: Node, trouble: &Trouble) {
+    let Node { domid, id } = node;
     match trouble {
         Trouble::Foreign => tracing::warn!(name: "broker.foreign", domid, device = %id,
             "A former xen-virtio served this device, and it cannot be taken over. If its worker still runs, the guest is \

@@ -1,25 +1,19 @@
-//! From the toolstack's nodes to all that a worker needs: a checked description, and open files.
+//! From what the toolstack asks for to all that a worker needs: a checked description, and open descriptors.
 //!
 //! Runs beside the broker's loop, because opening a file may take as long as a network file system likes.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use anyhow::Context;
-use virtio_disk::{Access, Config, Image, ImageError, Plan};
+use anyhow::{Context, anyhow};
+use virtio_backend::Owner;
 use xenstore::Store;
 
-use crate::config::{DiskOptions, GuestConfig};
-use crate::model::{Class, Device, Disk, Model};
-use crate::toolstack::libxl::{DiskNode, Place};
-use crate::toolstack::nodes;
-
-/// How long an image may be in use by another before that is an error: longer than a worker without a broker needs to
-/// notice its guest's end, and short of the ten seconds that libxl waits.
-const IN_USE_PATIENCE: Duration = Duration::from_secs(3);
-const IN_USE_RETRY: Duration = Duration::from_millis(50);
+use crate::config::{Entry, GuestConfig, GuestName, device_file};
+use crate::model::{Class, Device, Model, Place};
+use crate::toolstack::fixed::Fixed;
+use crate::toolstack::libxl::{Description, DiskSpec, Node, What};
+use crate::toolstack::{Toolstack, nodes};
 
 /// A device that can be attached.
 #[derive(Debug)]
@@ -30,114 +24,224 @@ pub struct Prepared {
     pub descriptors: Vec<OwnedFd>,
 }
 
+/// Where things are on the host.
+#[derive(Clone, Debug)]
+pub struct Directories {
+    /// Guests' configuration files.
+    pub configurations: PathBuf,
+    /// Sockets and links that devices make for programs on the host.
+    pub runtime: PathBuf,
+}
+
 /// Reads and opens what a device needs.
 ///
 /// # Errors
 /// It cannot be served; the chain of messages says why.
-pub async fn prepare(store: &Store, guests: &Path, place: Place) -> anyhow::Result<Prepared> {
-    match place.id.class {
-        Class::VirtioDisk => prepare_disk(store, guests, place).await,
-    }
-}
-
-async fn prepare_disk(store: &Store, guests: &Path, place: Place) -> anyhow::Result<Prepared> {
-    let keys = nodes::disk_keys(store, place).await?;
-    let node = DiskNode::parse(place.domid, &keys)?;
-    let name = nodes::guest_name(store, place.domid).await?;
-    let guests = guests.to_owned();
-    let open = move || {
-        let options = GuestConfig::load(&guests, &name)?.disk(&node.vdev);
-        let (config, image) = open_image(&node, options)?;
-        let model = Model::Disk(Disk { vdev: node.vdev, config });
-        Ok(Prepared {
-            device: Device { id: place.id, base: node.base, irq: node.irq, model },
-            descriptors: vec![image],
-        })
+pub async fn prepare(toolstack: &Toolstack, directories: Directories, node: Node) -> anyhow::Result<Prepared> {
+    let wanted = match toolstack {
+        Toolstack::Libxl(store) => ask_libxl(store, node).await?,
+        Toolstack::Static(file) => ask_file(file, node)?,
     };
-    tokio::task::spawn_blocking(open).await.context("Opening the image was cut short")?
+    tokio::task::spawn_blocking(move || wanted.open(&directories, node)).await.context("Opening was cut short")?
 }
 
-/// Opens the image, and makes sure while the toolstack can still be told that the worker will be able to serve it.
-fn open_image(node: &DiskNode, options: DiskOptions) -> anyhow::Result<(Config, OwnedFd)> {
-    let config = Config { read_only: node.read_only, discard: node.discard, ..options.config };
-    let image = open_when_free(&node.target, config.access())?;
-    Plan::new(&config, &image).with_context(|| match options.origin {
-        Some(origin) => format!("Disk {} cannot be as {origin} says", node.vdev),
-        None => format!("Disk {} cannot be served", node.vdev),
-    })?;
-    Ok((config, image.into_file().into()))
+/// What is asked for, before anything of the host was looked at.
+struct Wanted {
+    place: Place,
+    name: GuestName,
+    what: Source,
 }
 
-/// Opens the image as soon as nobody else has it: a guest that reboots may find its former self's worker about to end.
-fn open_when_free(path: &Path, access: Access) -> Result<Image, ImageError> {
-    let deadline = Instant::now() + IN_USE_PATIENCE;
-    loop {
-        match Image::open(path, access) {
-            Err(ImageError::InUse { .. }) if Instant::now() < deadline => thread::sleep(IN_USE_RETRY),
-            outcome => return outcome,
+/// Where a device's options are.
+enum Source {
+    /// An entry of the guest's file for this disk, and the toolstack's word.
+    Disk(DiskSpec, usize),
+    /// The entry of the guest's file for the n-th device of this virtio device ID.
+    Nth(u32, usize),
+    /// This entry.
+    Entry(Entry, usize),
+}
+
+async fn ask_libxl(store: &Store, node: Node) -> anyhow::Result<Wanted> {
+    let Description { place, what } = Description::parse(node, &nodes::keys(store, node).await?)?;
+    let name = nodes::guest_name(store, node.domid).await?;
+    let what = match what {
+        What::Disk(disk) => {
+            let disks = nodes::list_of_guest(store, Class::VirtioDisk, node.domid).await?;
+            Source::Disk(disk, disks.iter().filter(|other| **other < node).count())
         }
+        What::Virtio(id) => Source::Nth(id, nodes::index_among_its_kind(store, node, id).await?),
+    };
+    Ok(Wanted { place, name, what })
+}
+
+fn ask_file(file: &Fixed, node: Node) -> anyhow::Result<Wanted> {
+    let found = file.device(node).zip(file.place(node));
+    let ((device, index), place) = found.context("The static file has no such device")?;
+    let name = GuestName { name: file.name(node.domid).map(str::to_owned), uuid: None };
+    Ok(Wanted { place, name, what: Source::Entry(device.entry.clone(), index) })
+}
+
+impl Wanted {
+    /// Opens what the device needs, while the toolstack can still be told that it cannot be served.
+    fn open(self, directories: &Directories, node: Node) -> anyhow::Result<Prepared> {
+        let Self { place, name, what } = self;
+        let config = || GuestConfig::load(&directories.configurations, &name);
+        let Choice { mut model, called, index, origin } = match what {
+            Source::Disk(disk, index) => match disk.other_device() {
+                Some(file) => Choice { called: disk.vdev.clone(), ..Choice::of_entry(&device_file(file)?, index) },
+                None => Choice::of_disk(&config()?, disk, index),
+            },
+            Source::Nth(id, index) => Choice::of_nth(&config()?, id, index)?,
+            Source::Entry(entry, index) => Choice::of_entry(&entry, index),
+        };
+        let owner = Owner {
+            guest: file_name(&name).unwrap_or_else(|| format!("domain-{}", node.domid)),
+            identity: name.uuid.or(name.name).unwrap_or_else(|| node.domid.to_string()),
+            index,
+            directory: directories.runtime.clone(),
+        };
+        let descriptors = model.check().and_then(|()| model.open(&owner)).with_context(|| match &origin {
+            Some(origin) => format!("{called} cannot be as {origin} says"),
+            None => format!("{called} cannot be served"),
+        })?;
+        tracing::info!(name: "broker.opened", domid = node.domid, device = %node.id, called, kind = model.kind(),
+            host_end = model.host_end(), options = origin.as_deref().unwrap_or("defaults"),
+            "Opened what the device needs; changes to its options apply at the guest's next start");
+        Ok(Prepared { device: Device { id: node.id, place, name: called, owner, model }, descriptors })
     }
+}
+
+/// What a device is to be.
+struct Choice {
+    model: Model,
+    /// For people, unique within the guest.
+    called: String,
+    /// Which of its kind.
+    index: usize,
+    /// Where that is written, if anywhere.
+    origin: Option<String>,
+}
+
+impl Choice {
+    /// The toolstack has the say about a disk's image and whether it can be written, the file about the rest.
+    fn of_disk(config: &GuestConfig, disk: DiskSpec, index: usize) -> Self {
+        let entry = config.disk(&disk.vdev);
+        let options = match entry.map(|entry| &entry.model) {
+            Some(Model::Disk(options)) => options.clone(),
+            _ => virtio_disk::Config::default(),
+        };
+        let DiskSpec { target, vdev, read_only, discard } = disk;
+        let model = Model::Disk(virtio_disk::Config { image: target, read_only, discard, ..options });
+        Self { model, called: vdev, index, origin: entry.map(|entry| entry.origin.to_string()) }
+    }
+
+    fn of_nth(config: &GuestConfig, device_id: u32, index: usize) -> anyhow::Result<Self> {
+        if let Some(entry) = config.nth(device_id, index) {
+            return Ok(Self::of_entry(entry, index));
+        }
+        let model = Model::default_of(device_id).ok_or_else(|| {
+            let known: Vec<_> = Model::KINDS.iter().map(|(name, id)| format!("{name} (device{id:x})")).collect();
+            anyhow!("No kind of device with the virtio device ID {device_id} is served; there are {}", known.join(", "))
+        })?;
+        Ok(Self { called: format!("{}{index}", model.kind()), model, index, origin: None })
+    }
+
+    fn of_entry(entry: &Entry, index: usize) -> Self {
+        let called = format!("{}{index}", entry.model.kind());
+        Self { model: entry.model.clone(), called, index, origin: Some(entry.origin.to_string()) }
+    }
+}
+
+/// The guest's name, if it is fit to be part of a file's.
+fn file_name(name: &GuestName) -> Option<String> {
+    let name = name.name.as_deref()?;
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !name.chars().any(char::is_control);
+    plain.then(|| name.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    fn node(target: &Path) -> DiskNode {
-        DiskNode {
-            target: target.to_owned(),
-            vdev: "xvda".into(),
-            read_only: false,
-            discard: true,
-            base: 0x200_0000,
-            irq: 33,
-        }
+    use super::*;
+    use crate::model::DeviceId;
+
+    const NODE: Node = Node { domid: 7, id: DeviceId { class: Class::VirtioDisk, number: 51712 } };
+
+    fn open(guests: &Path, disk: DiskSpec) -> anyhow::Result<Prepared> {
+        let name = GuestName { name: Some("web".into()), uuid: None };
+        let place = Place { base: 0x200_0000, irq: 33 };
+        let directories = Directories { configurations: guests.to_owned(), runtime: guests.to_owned() };
+        Wanted { place, name, what: Source::Disk(disk, 0) }.open(&directories, NODE)
+    }
+
+    fn disk(target: &Path) -> DiskSpec {
+        DiskSpec { target: target.to_owned(), vdev: "xvda".into(), read_only: false, discard: true }
+    }
+
+    fn image() -> tempfile::NamedTempFile {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        image
     }
 
     #[test]
     fn a_missing_image_is_named_with_the_reason() {
-        let error = open_image(&node(Path::new("/nonexistent.img")), DiskOptions::default()).unwrap_err();
+        let guests = tempfile::tempdir().unwrap();
+
+        let error = open(guests.path(), disk(Path::new("/nonexistent.img"))).unwrap_err();
 
         let text = format!("{error:#}");
         assert!(text.contains("/nonexistent.img") && text.contains("No such file"), "{text}");
     }
 
     #[test]
-    fn an_option_that_does_not_fit_the_image_is_refused_with_its_place() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(4096).unwrap();
-        let config = Config { queues: 17, ..Config::default() };
-        let options = DiskOptions { config, origin: Some("guests/web.toml:3".into()) };
+    fn an_option_that_does_not_fit_is_refused_with_its_place() {
+        let guests = tempfile::tempdir().unwrap();
+        std::fs::write(guests.path().join("web.toml"), "\n[[disk]]\nvdev = \"xvda\"\nqueues = 17\n").unwrap();
 
-        let error = open_image(&node(image.path()), options).unwrap_err();
+        let error = open(guests.path(), disk(image().path())).unwrap_err();
 
         let text = format!("{error:#}");
-        assert!(text.contains("guests/web.toml:3") && text.contains("17 queues"), "{text}");
-    }
-
-    #[test]
-    fn an_image_is_opened_as_soon_as_its_former_user_lets_go() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(4096).unwrap();
-        let former = Image::open(image.path(), Access::default()).unwrap();
-        let waiting = thread::spawn({
-            let path = image.path().to_owned();
-            move || open_when_free(&path, Access::default())
-        });
-
-        drop(former);
-
-        assert!(waiting.join().unwrap().is_ok());
+        assert!(text.contains("web.toml:2") && text.contains("17 queues"), "{text}");
     }
 
     #[test]
     fn the_toolstack_decides_whether_the_guest_may_write() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(4096).unwrap();
-        let node = DiskNode { read_only: true, discard: false, ..node(image.path()) };
+        let guests = tempfile::tempdir().unwrap();
+        let image = image();
 
-        let (config, _) = open_image(&node, DiskOptions::default()).unwrap();
+        let spec = DiskSpec { read_only: true, discard: false, ..disk(image.path()) };
+        let prepared = open(guests.path(), spec).unwrap();
 
+        let Model::Disk(config) = prepared.device.model else { panic!("a disk") };
         assert!(config.read_only && !config.discard);
+        assert_eq!((prepared.device.name.as_str(), prepared.descriptors.len()), ("xvda", 1));
+    }
+
+    #[test]
+    fn a_disks_place_can_hold_the_device_that_a_file_describes() {
+        let guests = tempfile::tempdir().unwrap();
+        let file = guests.path().join("entropy.toml");
+        std::fs::write(&file, "[[rng]]\n").unwrap();
+
+        let prepared = open(guests.path(), disk(&file)).unwrap();
+
+        assert_eq!((prepared.device.model.kind(), prepared.device.name.as_str()), ("rng", "xvda"));
+    }
+
+    #[test]
+    fn a_kind_that_nobody_serves_is_told_with_those_that_are() {
+        let error = Choice::of_nth(&GuestConfig::default(), 26, 0).err().unwrap().to_string();
+
+        assert!(error.contains("ID 26") && error.contains("net (device1)") && error.contains("vsock (device13)"), "{error}");
+    }
+
+    #[test]
+    fn h11_a_name_that_is_no_file_name_is_not_used_as_one() {
+        for name in ["", ".", "..", "a/b", "\u{1b}[2J"] {
+            assert_eq!(file_name(&GuestName { name: Some(name.into()), uuid: None }), None, "{name:?}");
+        }
     }
 }

@@ -6,11 +6,12 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
-use xen_ioctls::{DomId, EventChannels, Kind, Privcmd};
+use xen_ioctls::{DeviceModel, DomId, EventChannels, Kind, Privcmd};
 
 use super::worker::{Spawned, Spawner};
 use crate::channel::Channel;
@@ -52,6 +53,11 @@ impl Spawner for OwnBinary {
             .context("Cannot tell a new worker whom to serve")?;
         let (kill, killed) = oneshot::channel();
         Ok(Spawned { channel: here, kill, ended: Box::pin(end_of(child, killed)) })
+    }
+
+    fn has_domain(&self, domid: u16) -> bool {
+        let asked = DomId::new(domid.into()).ok().zip(Privcmd::open().ok());
+        asked.is_some_and(|(domain, privcmd)| DeviceModel::new(Arc::new(privcmd), domain).nr_vcpus().is_ok())
     }
 }
 

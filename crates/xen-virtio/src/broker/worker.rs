@@ -22,6 +22,9 @@ pub trait Spawner {
     /// # Errors
     /// It cannot be started; the message says what to do.
     fn spawn(&self, domid: u16) -> anyhow::Result<Spawned>;
+
+    /// Whether there is such a domain, alive or dying.
+    fn has_domain(&self, domid: u16) -> bool;
 }
 
 /// A worker that has just been started.

@@ -1,25 +1,28 @@
-//! libxl's protocol for virtio disks: where its nodes are, what they hold, what they mean.
+//! libxl's protocols for virtio disks and for virtio devices of any kind: where their nodes are, what they hold, what
+//! they mean.
 //!
 //! Pure: text in, checked values out. Only the backend's directory is read, which the toolstack writes and the guest
 //! cannot; nothing in the frontend's directory is believed. Even so, each key may be missing or malformed.
-//! Source: libxl_disk.c, libxl_device.c and libxl_arm.c of Xen 4.17 to 4.20.
+//! Source: libxl_disk.c, libxl_virtio.c, libxl_device.c and libxl_arm.c of Xen 4.17 to 4.20.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::lifecycle::Sight;
-use crate::model::{Class, DeviceId, WINDOW_BYTES};
+use crate::config::is_device_file;
+use crate::model::{Class, DeviceId, Place, WINDOW_BYTES};
 
 /// The protocols served.
-pub const CLASSES: [Class; 1] = [Class::VirtioDisk];
+pub const CLASSES: [Class; 2] = [Class::VirtioDisk, Class::Virtio];
 
-/// The keys of a virtio disk that mean something to us.
-pub const DISK_KEYS: [&str; 11] = [
+/// The keys that mean something to us, of either protocol.
+pub const KEYS: [&str; 12] = [
     "frontend-id",
     "specification",
     "transport",
+    "type",
     "params",
     "dev",
     "mode",
@@ -43,16 +46,16 @@ pub mod state {
 /// The interrupts a guest can have: shared ones, of the GIC (Arm GIC architecture, INTIDs 32 to 1019).
 const SPI: RangeInclusive<u32> = 32..=1019;
 
-/// A device of a guest, by its place in xenstore.
+/// A device of a guest, by its nodes in xenstore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Node {
     /// The guest.
     pub domid: u16,
     /// Its device.
     pub id: DeviceId,
 }
 
-impl Place {
+impl Node {
     /// Its directory, relative to our own domain's.
     pub fn directory(&self) -> String {
         format!("{}/{}/{}", class_directory(self.id.class), self.domid, self.id.number)
@@ -88,10 +91,28 @@ pub fn sight(state: Option<&str>, online: Option<&str>) -> Option<Sight> {
     }
 }
 
-/// A disk as libxl describes it.
+/// A device as libxl describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskNode {
-    /// The image: `target=` of xl's disk specification.
+pub struct Description {
+    /// Where the guest finds it.
+    pub place: Place,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a device is, as far as libxl knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// An entry of `disk=[...]`.
+    Disk(DiskSpec),
+    /// An entry of `virtio=[...]`: a device of this virtio device ID, of which libxl knows nothing else.
+    Virtio(u32),
+}
+
+/// A disk's specification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The image, `target=`; or the configuration file of a device that is no disk, see [`DiskSpec::other_device`].
     pub target: PathBuf,
     /// Its name for the toolstack: `xvda`.
     pub vdev: String,
@@ -99,10 +120,15 @@ pub struct DiskNode {
     pub read_only: bool,
     /// The guest may give blocks back.
     pub discard: bool,
-    /// Guest-physical address of its registers.
-    pub base: u64,
-    /// Its interrupt.
-    pub irq: u32,
+}
+
+impl DiskSpec {
+    /// The file that describes the device in this place, if it is no disk. The guest finds any virtio device in a
+    /// disk's place, which is how libxl 4.17, that knows only disks, is asked for the others. What decides is the
+    /// target's name, never its contents.
+    pub fn other_device(&self) -> Option<&Path> {
+        is_device_file(&self.target).then_some(&*self.target)
+    }
 }
 
 /// Why a description is not served.
@@ -123,40 +149,76 @@ pub enum KeyError {
     },
     /// The guest shall share its memory by grants only.
     #[error(
-        "The disk has grant_usage=1, and xen-virtio reaches this guest's memory by foreign mapping only; \
-         write grant_usage=0 in the disk's specification"
+        "The device has grant_usage=1, and xen-virtio reaches this guest's memory by foreign mapping only; \
+         write grant_usage=0 in its specification"
     )]
     Grants,
 }
 
-impl DiskNode {
-    /// Reads a disk's keys.
+impl Description {
+    /// Reads a device's keys.
     ///
     /// # Errors
     /// A key is missing, or holds what libxl would never write.
-    pub fn parse(domid: u16, keys: &BTreeMap<&'static str, String>) -> Result<Self, KeyError> {
+    pub fn parse(node: Node, keys: &BTreeMap<&'static str, String>) -> Result<Self, KeyError> {
+        let place = place(keys)?;
         let keys = Keys(keys);
-        keys.expect("frontend-id", &domid.to_string(), "the guest's domain id")?;
-        keys.expect("specification", "virtio", "\"virtio\"")?;
+        keys.expect("frontend-id", &node.domid.to_string(), "the guest's domain id")?;
         keys.expect("transport", "mmio", "\"mmio\"")?;
         // Absent before Xen 4.18, where it follows from the backend's domain.
         if keys.0.get("grant_usage").is_some_and(|value| value != "0") {
             return Err(KeyError::Grants);
         }
+        let what = match node.id.class {
+            Class::VirtioDisk => What::Disk(DiskSpec::parse(&keys)?),
+            Class::Virtio | Class::Static => What::Virtio(virtio_type(&keys)?),
+        };
+        Ok(Self { place, what })
+    }
+}
+
+impl DiskSpec {
+    fn parse(keys: &Keys<'_>) -> Result<Self, KeyError> {
+        keys.expect("specification", "virtio", "\"virtio\"")?;
         let cdrom = keys.choose("device-type", ["disk", "cdrom"])?;
         Ok(Self {
             target: keys.text("params", "a path")?.into(),
             vdev: keys.text("dev", "a device name such as xvda")?.into(),
             read_only: keys.choose("mode", ["w", "r"])? || cdrom,
             discard: keys.choose("discard-enable", ["0", "1"])?,
-            base: keys.number("base", "an address that leaves room for the registers", |base| {
-                base.checked_add(WINDOW_BYTES).is_some().then_some(base)
-            })?,
-            irq: keys.number("irq", "a shared interrupt, 32 to 1019", |irq| {
-                u32::try_from(irq).ok().filter(|irq| SPI.contains(irq))
-            })?,
         })
     }
+}
+
+/// Where the guest finds a device.
+///
+/// # Errors
+/// A key is missing, or holds what libxl would never write.
+pub fn place(keys: &BTreeMap<&'static str, String>) -> Result<Place, KeyError> {
+    let keys = Keys(keys);
+    let base = keys.number("base", "an address that leaves room for the registers", |base| {
+        base.checked_add(WINDOW_BYTES).is_some().then_some(base)
+    })?;
+    let irq = keys.number("irq", "a shared interrupt, 32 to 1019", |irq| {
+        u32::try_from(irq).ok().filter(|irq| SPI.contains(irq))
+    })?;
+    Ok(Place { base, irq })
+}
+
+/// What kind of device an entry of `virtio=[...]` asks for: `virtio,device1a` is one of virtio device ID 26.
+///
+/// `None` if it is not spelled like that.
+pub fn device_id(spelled: &str) -> Option<u32> {
+    let digits = spelled.strip_prefix("virtio,device")?;
+    let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+}
+
+fn virtio_type(keys: &Keys<'_>) -> Result<u32, KeyError> {
+    let value = keys.get("type")?;
+    device_id(value).ok_or_else(|| {
+        malformed("type", value, "virtio,device and the virtio device ID in hexadecimal, such as virtio,device1 for a net")
+    })
 }
 
 struct Keys<'a>(&'a BTreeMap<&'static str, String>);
@@ -223,7 +285,7 @@ fn canonical<T: FromStr + ToString>(text: &str) -> Option<T> {
 mod tests {
     use super::*;
 
-    const PLACE: Place = Place { domid: 5, id: DeviceId { class: Class::VirtioDisk, number: 51712 } };
+    const NODE: Node = Node { domid: 5, id: DeviceId { class: Class::VirtioDisk, number: 51712 } };
 
     /// What Xen 4.17's libxl writes for `access=rw,vdev=xvda,backendtype=standalone,specification=virtio`.
     fn keys() -> BTreeMap<&'static str, String> {
@@ -242,47 +304,93 @@ mod tests {
         pairs.map(|(key, value)| (key, value.to_owned())).into()
     }
 
-    fn parse_with(key: &'static str, value: &str) -> Result<DiskNode, KeyError> {
+    fn parse_with(key: &'static str, value: &str) -> Result<Description, KeyError> {
         let mut keys = keys();
         keys.insert(key, value.into());
-        DiskNode::parse(5, &keys)
+        Description::parse(NODE, &keys)
     }
+
+    fn disk_with(key: &'static str, value: &str) -> DiskSpec {
+        let What::Disk(disk) = parse_with(key, value).unwrap().what else { panic!("a disk") };
+        disk
+    }
+
+    /// What Xen 4.20's libxl writes for `type=virtio,device1a,transport=mmio`.
+    fn virtio_keys() -> BTreeMap<&'static str, String> {
+        let pairs = [
+            ("frontend-id", "5"),
+            ("transport", "mmio"),
+            ("type", "virtio,device1a"),
+            ("base", "0x2000200"),
+            ("irq", "34"),
+            ("grant_usage", "0"),
+        ];
+        pairs.map(|(key, value)| (key, value.to_owned())).into()
+    }
+
+    const VIRTIO: Node = Node { domid: 5, id: DeviceId { class: Class::Virtio, number: 0 } };
 
     #[test]
     fn what_libxl_writes_is_understood() {
-        let disk = DiskNode::parse(5, &keys()).unwrap();
-
-        let expected = DiskNode {
+        let disk = DiskSpec {
             target: "/dev/vg/root".into(),
             vdev: "xvda".into(),
             read_only: false,
             discard: true,
-            base: 0x0200_0000,
-            irq: 33,
         };
-        assert_eq!(disk, expected);
+        let place = Place { base: 0x0200_0000, irq: 33 };
+        assert_eq!(Description::parse(NODE, &keys()), Ok(Description { place, what: What::Disk(disk) }));
+        let place = Place { base: 0x0200_0200, irq: 34 };
+        assert_eq!(Description::parse(VIRTIO, &virtio_keys()), Ok(Description { place, what: What::Virtio(26) }));
+    }
+
+    #[test]
+    fn a_disk_whose_target_is_a_configuration_file_is_another_device() {
+        let other = |target| disk_with("params", target).other_device().map(Path::to_owned);
+
+        assert_eq!(other("/etc/xen-virtio/devices/eth0.toml"), Some("/etc/xen-virtio/devices/eth0.toml".into()));
+        assert_eq!(other("/srv/disk.img"), None);
+        assert_eq!(other("/srv/toml"), None);
+    }
+
+    #[test]
+    fn h04_types_that_are_no_virtio_devices_are_refused() {
+        assert_eq!(device_id("virtio,device1"), Some(1));
+        assert_eq!(device_id("virtio,device13"), Some(19));
+        for spelled in ["virtio,device", "virtio,device ", "virtio,device0x1", "virtio,device+1", "virtio,device123456789",
+            "virtio", "device1", "virtio,deviceg", ""]
+        {
+            let mut keys = virtio_keys();
+            keys.insert("type", spelled.into());
+
+            let refused = Description::parse(VIRTIO, &keys);
+
+            assert!(matches!(refused, Err(KeyError::Malformed { key: "type", .. })), "{spelled:?}: {refused:?}");
+        }
     }
 
     #[test]
     fn a_base_is_read_in_any_base_of_c() {
         for (text, base) in [("0x2000000", 0x200_0000), ("0X2000200", 0x200_0200), ("0100", 64), ("0", 0)] {
-            assert_eq!(parse_with("base", text).map(|disk| disk.base), Ok(base), "{text}");
+            assert_eq!(parse_with("base", text).map(|device| device.place.base), Ok(base), "{text}");
         }
     }
 
     #[test]
     fn read_only_disks_and_cdroms_are_read_only() {
-        assert!(parse_with("mode", "r").unwrap().read_only);
-        assert!(parse_with("device-type", "cdrom").unwrap().read_only);
+        assert!(disk_with("mode", "r").read_only);
+        assert!(disk_with("device-type", "cdrom").read_only);
     }
 
     #[test]
     fn h04_a_missing_key_is_named() {
-        for key in keys().into_keys() {
-            let mut keys = keys();
-            keys.remove(key);
+        for (node, all) in [(NODE, keys()), (VIRTIO, virtio_keys())] {
+            for key in all.keys().filter(|key| **key != "grant_usage") {
+                let mut keys = all.clone();
+                keys.remove(key);
 
-            assert_eq!(DiskNode::parse(5, &keys), Err(KeyError::Missing(key)));
+                assert_eq!(Description::parse(node, &keys), Err(KeyError::Missing(key)));
+            }
         }
     }
 
@@ -353,9 +461,9 @@ mod tests {
 
     #[test]
     fn a_path_finds_its_device_and_back() {
-        assert_eq!(PLACE.directory(), "backend/virtio_disk/5/51712");
-        assert_eq!(Place::of_path("backend/virtio_disk/5/51712"), Some(PLACE));
-        assert_eq!(Place::of_path("backend/virtio_disk/5/51712/state"), Some(PLACE));
+        assert_eq!(NODE.directory(), "backend/virtio_disk/5/51712");
+        assert_eq!(Node::of_path("backend/virtio_disk/5/51712"), Some(NODE));
+        assert_eq!(Node::of_path("backend/virtio_disk/5/51712/state"), Some(NODE));
     }
 
     #[test]
@@ -373,7 +481,7 @@ mod tests {
             "@releaseDomain",
             "",
         ] {
-            assert_eq!(Place::of_path(path), None, "{path}");
+            assert_eq!(Node::of_path(path), None, "{path}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The life of a guest's devices: what happened goes in, what to do comes out.
 //!
 //! Pure and without time, so that tests can walk every path. The broker feeds it what it sees in xenstore and hears
-//! from the worker, and carries out the actions in order. Three promises live here: nothing is ready before its window
-//! is claimed; nothing is closed while any of the guest's memory is held for it; every end is reached whether the
+//! from the worker, and carries out the actions in order. Four promises live here: nothing is ready before its window
+//! is claimed; where nobody waits for that, the window is claimed before anything else is done; nothing is closed while any of the guest's memory is held for it; every end is reached whether the
 //! toolstack asks for it, the guest just disappears, or the worker dies.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,8 @@ pub struct Lifecycle {
 /// Where a device is between its two ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Its description is being read and what it needs opened.
+    /// Its description is being read and what it needs opened. If the guest may run meanwhile, the worker holds its
+    /// window.
     Preparing,
     /// Waits for the guest's former worker to end.
     Prepared,
@@ -31,6 +32,9 @@ pub enum Stage {
     Detaching(Then),
     /// Let go of, as the last one: waits for the worker to end, which proves that nothing is mapped.
     Detached(Then),
+    /// Not served, and will not be, for this reason; the worker answers for its window, so that the guest finds no
+    /// device there and lives.
+    Vacant(String),
     /// Not served, and will not be. The reason, as long as the toolstack waits for it.
     Dead(Option<String>),
     /// Served, if at all, by the worker of a former broker.
@@ -96,8 +100,12 @@ pub enum Sight {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Have the worker claim its window, and let accesses wait; start one if there is none.
+    Reserve(DeviceId),
     /// Read its description, open what it needs, and report [`Event::Prepared`] or [`Event::Refused`].
     Prepare(DeviceId),
+    /// Have the worker show that there is no device in its window.
+    Vacate(DeviceId),
     /// Have the worker serve it; start one if there is none.
     Attach(DeviceId),
     /// Have the worker let go of it.
@@ -189,11 +197,12 @@ impl Lifecycle {
         match (sight, self.devices.get(&id)) {
             (Sight::New, None) => {
                 self.devices.insert(id, Stage::Preparing);
+                self.reserve(id, todo);
                 todo.push(Action::Prepare(id));
             }
             // Our answer did not get through, say because xenstored was restarted.
             (Sight::New, Some(Stage::Serving)) => todo.push(Action::Publish(id, News::Ready)),
-            (Sight::New, Some(Stage::Dead(Some(reason)))) => {
+            (Sight::New, Some(Stage::Dead(Some(reason)) | Stage::Vacant(reason))) => {
                 todo.push(Action::Publish(id, News::Failed(reason.clone())));
             }
             (Sight::Live, None) => {
@@ -207,15 +216,24 @@ impl Lifecycle {
         }
     }
 
+    /// What a guest that is not waited with could touch at any moment is claimed before anything else is done.
+    fn reserve(&mut self, id: DeviceId, todo: &mut Vec<Action>) {
+        if !id.class.is_waited_for() && self.worker != Worker::Stopping {
+            self.worker = Worker::Running;
+            todo.push(Action::Reserve(id));
+        }
+    }
+
     /// Brings a device to its end, from wherever it is.
     fn let_go(&mut self, id: DeviceId, then: Then, todo: &mut Vec<Action>) {
+        let worker = self.worker;
         match self.devices.get_mut(&id) {
-            Some(stage @ (Stage::Attaching | Stage::Serving)) => {
+            Some(Stage::Detaching(earlier) | Stage::Detached(earlier)) => *earlier = then,
+            Some(stage) if worker == Worker::Running && stage.is_at_work(id) => {
                 *stage = Stage::Detaching(then);
                 todo.push(Action::Detach(id));
             }
-            Some(Stage::Detaching(earlier) | Stage::Detached(earlier)) => *earlier = then,
-            Some(Stage::Preparing | Stage::Prepared | Stage::Dead(_) | Stage::Foreign) => self.finish(id, then, todo),
+            Some(_) => self.finish(id, then, todo),
             None => {}
         }
     }
@@ -243,9 +261,15 @@ impl Lifecycle {
     }
 
     fn refused(&mut self, id: DeviceId, reason: String, todo: &mut Vec<Action>) {
+        let worker = self.worker;
         match self.devices.get_mut(&id) {
             Some(stage @ (Stage::Preparing | Stage::Attaching)) => {
-                *stage = Stage::Dead(Some(reason.clone()));
+                if !id.class.is_waited_for() && worker == Worker::Running {
+                    todo.push(Action::Vacate(id));
+                    *stage = Stage::Vacant(reason.clone());
+                } else {
+                    *stage = Stage::Dead(Some(reason.clone()));
+                }
                 todo.push(Action::Publish(id, News::Failed(reason)));
             }
             // What was never there is let go of.
@@ -271,10 +295,14 @@ impl Lifecycle {
     }
 
     fn worker_ended(&mut self, how: &str, todo: &mut Vec<Action>) {
+        let was_told_to = self.worker == Worker::Stopping;
         self.worker = Worker::Absent;
         for id in self.devices.keys().copied().collect::<Vec<_>>() {
             match self.devices.get_mut(&id) {
-                Some(Stage::Attaching) => self.refused(id, how.to_owned(), todo),
+                Some(Stage::Preparing) if was_told_to => self.reserve(id, todo),
+                Some(Stage::Preparing) if id.class.is_waited_for() => {}
+                Some(Stage::Preparing | Stage::Attaching) => self.refused(id, how.to_owned(), todo),
+                Some(stage @ Stage::Vacant(_)) => *stage = Stage::Dead(None),
                 Some(stage @ Stage::Serving) => {
                     *stage = Stage::Dead(None);
                     todo.push(Action::Report(id, Trouble::WorkerDied(how.to_owned())));
@@ -288,7 +316,7 @@ impl Lifecycle {
                     self.worker = Worker::Running;
                     todo.push(Action::Attach(id));
                 }
-                Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => {}
+                Some(Stage::Dead(_) | Stage::Foreign) | None => {}
             }
         }
     }
@@ -301,8 +329,18 @@ impl Lifecycle {
     }
 
     fn worker_has_work(&self) -> bool {
-        let at_work = |stage: &Stage| matches!(stage, Stage::Attaching | Stage::Serving | Stage::Detaching(_));
-        self.devices.values().any(at_work)
+        self.devices.iter().any(|(id, stage)| stage.is_at_work(*id))
+    }
+}
+
+impl Stage {
+    /// Whether a worker that runs has something of this device.
+    fn is_at_work(&self, id: DeviceId) -> bool {
+        match self {
+            Self::Attaching | Self::Serving | Self::Detaching(_) | Self::Vacant(_) => true,
+            Self::Preparing => !id.class.is_waited_for(),
+            Self::Prepared | Self::Detached(_) | Self::Dead(_) | Self::Foreign => false,
+        }
     }
 }
 

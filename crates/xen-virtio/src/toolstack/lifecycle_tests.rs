@@ -5,6 +5,8 @@ use crate::model::Class;
 
 const A: DeviceId = DeviceId { class: Class::VirtioDisk, number: 51712 };
 const B: DeviceId = DeviceId { class: Class::VirtioDisk, number: 51728 };
+/// A device that the guest may touch at any time.
+const U: DeviceId = DeviceId { class: Class::Virtio, number: 0 };
 
 /// From which stage, what happens, to which stage, what is to be done.
 type Row<T> = (Option<Stage>, T, Option<Stage>, Vec<Action>);
@@ -30,6 +32,7 @@ fn guest_with(stage: Option<Stage>) -> Lifecycle {
     let worker = match stage {
         Some(Stage::Attaching | Stage::Serving | Stage::Detaching(_)) => Worker::Running,
         Some(Stage::Prepared | Stage::Detached(_)) => Worker::Stopping,
+        Some(Stage::Vacant(_)) => Worker::Running,
         Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => Worker::Absent,
     };
     Lifecycle { devices: stage.map(|stage| (A, stage)).into_iter().collect(), worker }
@@ -194,4 +197,77 @@ fn a_device_that_comes_while_the_worker_ends_gets_a_new_worker() {
     assert_eq!(guest.handle(Event::Prepared(B)), []);
     assert_eq!(guest.handle(ended("in order")), [closed(A), Action::Attach(B)]);
     assert_eq!(guest.handle(Event::Attached(B)), [Action::Publish(B, News::Ready)]);
+}
+
+/// A guest whose only device may be touched at any time and is being prepared.
+fn urgent_guest() -> Lifecycle {
+    let mut guest = Lifecycle::default();
+    assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [Action::Reserve(U), Action::Prepare(U)]);
+    guest
+}
+
+#[test]
+fn the_window_of_a_device_that_nobody_waits_for_is_claimed_before_it_is_prepared() {
+    let mut guest = urgent_guest();
+
+    assert_eq!(guest.handle(Event::Prepared(U)), [Action::Attach(U)]);
+    assert_eq!(guest.handle(Event::Attached(U)), [Action::Publish(U, News::Ready)]);
+    assert_eq!(guest.handle(Event::Seen(U, Sight::Closing)), [Action::Detach(U)]);
+    assert_eq!(guest.handle(Event::Detached(U)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), [closed(U)]);
+    assert!(guest.is_over());
+}
+
+#[test]
+fn a_refused_device_that_nobody_waits_for_leaves_an_empty_window_until_the_guest_ends() {
+    for stage in [Stage::Preparing, Stage::Attaching] {
+        let mut guest = urgent_guest();
+        guest.devices.insert(U, stage);
+
+        assert_eq!(guest.handle(Event::Refused(U, "why".into())), [Action::Vacate(U), failed(U, "why")]);
+        assert_eq!(guest.handle(Event::Refused(U, "again".into())), []);
+        assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [failed(U, "why")]);
+        assert!(guest.is_in_use());
+        assert_eq!(guest.handle(Event::Seen(U, Sight::Closing)), [Action::Detach(U)]);
+        assert_eq!(guest.handle(Event::Detached(U)), [Action::StopWorker]);
+        assert_eq!(guest.handle(ended("in order")), [closed(U)]);
+    }
+}
+
+#[test]
+fn a_guest_that_ends_while_its_device_is_prepared_gets_its_window_back_first() {
+    let mut guest = urgent_guest();
+
+    assert_eq!(guest.handle(Event::Seen(U, Sight::Closing)), [Action::Detach(U)]);
+    assert_eq!(guest.handle(Event::Prepared(U)), []);
+    assert_eq!(guest.handle(Event::Detached(U)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), [closed(U)]);
+}
+
+#[test]
+fn a_window_that_cannot_be_claimed_makes_its_device_fail_and_is_not_tried_for_ever() {
+    let mut guest = urgent_guest();
+
+    assert_eq!(guest.handle(ended("no process")), [failed(U, "no process")]);
+    assert_eq!(guest.handle(Event::Prepared(U)), []);
+    assert_eq!(guest.handle(Event::Seen(U, Sight::Closing)), [closed(U)]);
+    assert!(guest.is_over());
+}
+
+#[test]
+fn a_window_asked_for_while_the_worker_ends_is_claimed_by_the_next() {
+    let mut guest = guest_with(Some(Stage::Detached(Then::Close)));
+
+    assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [Action::Prepare(U)]);
+    assert_eq!(guest.handle(ended("in order")), [closed(A), Action::Reserve(U)]);
+    assert_eq!(guest.handle(Event::Prepared(U)), [Action::Attach(U)]);
+}
+
+#[test]
+fn an_empty_window_goes_with_its_worker() {
+    let mut guest = urgent_guest();
+    let _ = guest.handle(Event::Refused(U, "why".into()));
+
+    assert_eq!(guest.handle(ended("boom")), []);
+    assert_eq!(guest.stage(U), Some(&Stage::Dead(None)));
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use xenstore::{Error, Store, View};
 
-use super::libxl::{self, CLASSES, DISK_KEYS, Place, state};
+use super::libxl::{self, CLASSES, KEYS, Node, state};
 use super::lifecycle::{News, Sight};
 use crate::config::GuestName;
+use crate::model::Class;
 
 /// The most of a reason that goes into xenstore, whose values hold 4 KiB at most.
 const REASON_MAX: usize = 1024;
@@ -18,43 +19,69 @@ const REASON_MAX: usize = 1024;
 ///
 /// # Errors
 /// Xenstore cannot be asked.
-pub async fn list(store: &Store) -> Result<Vec<Place>, Error> {
-    let mut places = Vec::new();
+pub async fn list(store: &Store) -> Result<Vec<Node>, Error> {
+    let mut nodes = Vec::new();
     for class in CLASSES {
-        let top = libxl::class_directory(class);
-        for domain in store.directory(&top).await?.unwrap_or_default() {
-            let below = format!("{top}/{domain}");
-            let devices = store.directory(&below).await?.unwrap_or_default();
-            places.extend(devices.iter().filter_map(|device| Place::of_path(&format!("{below}/{device}"))));
+        for domain in store.directory(&libxl::class_directory(class)).await?.unwrap_or_default() {
+            let Ok(domid) = domain.parse() else { continue };
+            nodes.extend(list_of_guest(store, class, domid).await?);
         }
     }
-    Ok(places)
+    Ok(nodes)
+}
+
+/// The devices of one class that a guest has, in the order of its configuration.
+///
+/// # Errors
+/// Xenstore cannot be asked.
+pub async fn list_of_guest(store: &Store, class: Class, domid: u16) -> Result<Vec<Node>, Error> {
+    let below = format!("{}/{domid}", libxl::class_directory(class));
+    let devices = store.directory(&below).await?.unwrap_or_default();
+    let mut nodes: Vec<_> =
+        devices.iter().filter_map(|device| Node::of_path(&format!("{below}/{device}"))).collect();
+    nodes.sort_unstable();
+    Ok(nodes)
 }
 
 /// What is to be seen of a device; `None` is what no toolstack writes.
 ///
 /// # Errors
 /// Xenstore cannot be asked.
-pub async fn look(store: &Store, place: Place) -> Result<Option<Sight>, Error> {
-    let directory = place.directory();
+pub async fn look(store: &Store, node: Node) -> Result<Option<Sight>, Error> {
+    let directory = node.directory();
     let state = text(store, &format!("{directory}/state")).await?;
     let online = text(store, &format!("{directory}/online")).await?;
     Ok(libxl::sight(state.as_deref(), online.as_deref()))
 }
 
-/// The keys that describe a disk, as far as they exist and are text.
+/// The keys that describe a device, as far as they exist and are text.
 ///
 /// # Errors
 /// Xenstore cannot be asked.
-pub async fn disk_keys(store: &Store, place: Place) -> Result<BTreeMap<&'static str, String>, Error> {
-    let directory = place.directory();
+pub async fn keys(store: &Store, node: Node) -> Result<BTreeMap<&'static str, String>, Error> {
+    let directory = node.directory();
     let mut keys = BTreeMap::new();
-    for key in DISK_KEYS {
+    for key in KEYS {
         if let Some(value) = text(store, &format!("{directory}/{key}")).await? {
             keys.insert(key, value);
         }
     }
     Ok(keys)
+}
+
+/// How many of the guest's devices of this class and virtio device ID come before this one.
+///
+/// # Errors
+/// Xenstore cannot be asked.
+pub async fn index_among_its_kind(store: &Store, node: Node, device_id: u32) -> Result<usize, Error> {
+    let mut index = 0;
+    for other in list_of_guest(store, node.id.class, node.domid).await? {
+        if other < node {
+            let spelled = text(store, &format!("{}/type", other.directory())).await?;
+            index += usize::from(spelled.and_then(|spelled| libxl::device_id(&spelled)) == Some(device_id));
+        }
+    }
+    Ok(index)
 }
 
 /// How the toolstack names a guest.
@@ -71,24 +98,29 @@ pub async fn guest_name(store: &Store, domid: u16) -> Result<GuestName, Error> {
 
 /// Tells the toolstack, unless it does not wait for it any more.
 ///
-/// `Failed` removes the state it waits for, which libxl takes for a refusal at once (`libxl__ev_devstate_wait`), and
-/// which spares the removal that follows from waiting for `Closed`.
+/// `Failed` leaves its reason in `error`. Where libxl waits it removes the state as well, which libxl takes for a refusal
+/// at once (`libxl__ev_devstate_wait`), and which spares the removal that follows from waiting for `Closed`.
 ///
 /// # Errors
 /// Xenstore cannot be told.
-pub async fn publish(store: &Store, place: Place, news: &News) -> Result<(), Error> {
-    let directory = place.directory();
-    let node = format!("{directory}/state");
+pub async fn publish(store: &Store, node: Node, news: &News) -> Result<(), Error> {
+    let directory = node.directory();
+    let state_node = format!("{directory}/state");
     store
         .transaction(async |nodes| {
-            let now = text(nodes, &node).await?;
+            let now = text(nodes, &state_node).await?;
             match (news, now.as_deref()) {
-                (News::Ready, Some(state::NEW)) => nodes.write(&node, state::READY).await,
+                (News::Ready, Some(state::NEW)) => nodes.write(&state_node, state::READY).await,
                 (News::Failed(reason), Some(state::NEW)) => {
-                    nodes.write(&format!("{directory}/error"), reason_text(reason)).await?;
-                    nodes.rm(&node).await
+                    let error_node = format!("{directory}/error");
+                    let reason = reason_text(reason);
+                    // Each write makes a watch fire, ours as well.
+                    if text(nodes, &error_node).await?.as_ref() != Some(&reason) {
+                        nodes.write(&error_node, reason).await?;
+                    }
+                    if node.id.class.is_waited_for() { nodes.rm(&state_node).await } else { Ok(()) }
                 }
-                (News::Closed, Some(now)) if now != state::CLOSED => nodes.write(&node, state::CLOSED).await,
+                (News::Closed, Some(now)) if now != state::CLOSED => nodes.write(&state_node, state::CLOSED).await,
                 _ => Ok(()),
             }
         })

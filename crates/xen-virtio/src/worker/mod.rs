@@ -7,7 +7,6 @@
 //! If the broker dies the worker goes on serving, and ends when its guest has. If its own code panics it aborts: the
 //! IOREQ server stays, as it was, with Xen.
 
-mod devices;
 mod errands;
 mod interrupt;
 mod memory;

@@ -8,7 +8,6 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::devices;
 use super::errands::Errands;
 use super::wiring::Guest;
 use crate::channel::{Channel, ChannelError, Received};
@@ -103,9 +102,9 @@ impl Service {
     fn do_errands(&mut self, channel: Option<&Channel>) {
         self.errands.silence();
         for id in self.errands.take_at_rest() {
-            self.guest.remove(id);
+            let used = self.guest.remove(id);
             if let Some(channel) = channel {
-                say(channel, &Answer::Detached { id });
+                say(channel, &Answer::Detached { id, used });
             }
         }
         if self.errands.take_stale() {
@@ -121,6 +120,15 @@ impl Service {
         tracing::debug!(name: "worker.order", ?order);
         match order {
             Order::Start { .. } => tracing::error!(name: "worker.restart", "The broker started twice; ignored"),
+            Order::Reserve { id, place } => {
+                if let Err(error) = self.guest.reserve(id, place) {
+                    say(channel, &Answer::Refused { id, reason: format!("{error:#}") });
+                }
+            }
+            Order::Vacate { id } => self.guest.vacate(id),
+            Order::Operate { id, operation } => {
+                say(channel, &Answer::Operated { id, outcome: self.guest.operate(id, operation) });
+            }
             Order::Attach { device } => {
                 let id = device.id;
                 say(
@@ -143,8 +151,7 @@ impl Service {
     }
 
     fn attach(&mut self, device: &Device, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
-        let backend = devices::make(&device.model, descriptors)?;
-        self.guest.attach(device, backend)
+        self.guest.attach(device, device.model.make(descriptors)?)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! One IOREQ server and one pump for the guest; one bus that the pump carries accesses to; one cache of the guest's
 //! pages that all lanes share. Each device is a backend behind a virtio-mmio transport, with a window that is claimed
-//! on the bus before Xen sends accesses there, and an interrupt line.
+//! on the bus before Xen sends accesses there, perhaps before the device itself is ready, and an interrupt line.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -13,12 +13,12 @@ use guest_memory::{Budget, MapCache, PageSource};
 use io_bus::{Bus, Claim, Space, Window};
 use ioreq::{Buffering, CloseError, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
 use rustix::io::Errno;
-use virtio_backend::Backend;
-use virtio_mmio::Transport;
+use virtio_backend::{Backend, Operation};
+use virtio_mmio::{Placeholder, Transport};
 
 use super::errands::Errands;
 use super::interrupt::XenLine;
-use crate::model::{Device, DeviceId, WINDOW_BYTES};
+use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
 use crate::protocol::{Counter, DeviceReport, Report};
 
 /// How long devices may take to come to rest when the worker ends all at once.
@@ -27,7 +27,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// A guest that is served.
 pub(super) struct Guest {
     // In the order in which they are to end.
-    devices: BTreeMap<DeviceId, Served>,
+    devices: BTreeMap<DeviceId, Held>,
     pump: Pump,
     server: Arc<IoreqServer>,
     cache: Arc<MapCache>,
@@ -36,11 +36,12 @@ pub(super) struct Guest {
     errands: Errands,
 }
 
-/// A device that is served. Xen stops sending accesses before the bus stops taking them.
-struct Served {
+/// A window that is held. Xen stops sending accesses before the bus stops taking them.
+struct Held {
     _mapped: MappedWindow,
-    _claim: Claim,
-    transport: Arc<Transport>,
+    claim: Claim,
+    /// The device in it; none before it is attached, and if there will be none.
+    transport: Option<Arc<Transport>>,
 }
 
 impl Guest {
@@ -62,41 +63,76 @@ impl Guest {
         Ok(Self { devices: BTreeMap::new(), pump, server, cache, bus, hypervisor, errands })
     }
 
+    /// Claims a device's window: accesses to it wait from now on, until it is [filled](Self::attach),
+    /// [vacated](Self::vacate) or [removed](Self::remove).
+    ///
+    /// # Errors
+    /// The window is taken or Xen refuses it; nothing of it stays behind.
+    pub(super) fn reserve(&mut self, id: DeviceId, place: Place) -> anyhow::Result<()> {
+        if self.devices.contains_key(&id) {
+            bail!("The device is served already");
+        }
+        let window = Window::new(Space::Mmio, place.base, WINDOW_BYTES).context("Its registers have no place")?;
+        let claim = self.bus.reserve(window)?;
+        let mapped = self.server.map(window)?;
+        self.devices.insert(id, Held { _mapped: mapped, claim, transport: None });
+        Ok(())
+    }
+
+    /// Shows the guest that there is no device in a reserved window.
+    pub(super) fn vacate(&self, id: DeviceId) {
+        if let Some(Held { claim, transport: None, .. }) = self.devices.get(&id) {
+            claim.fill(Arc::new(Placeholder));
+        }
+    }
+
     /// Serves a device: when this returns, the guest may touch it.
     ///
     /// # Errors
-    /// Its window is taken or Xen refuses it; nothing of it stays behind.
+    /// It is served already, its window is taken or Xen refuses it; nothing of it stays behind but its reservation.
     pub(super) fn attach(&mut self, device: &Device, backend: Arc<dyn Backend>) -> anyhow::Result<()> {
-        let Device { id, base, irq, model } = device;
-        if self.devices.contains_key(id) {
-            bail!("The device is served already");
+        let Device { id, place, name, .. } = device;
+        let line = Arc::new(XenLine { hypervisor: Arc::clone(&self.hypervisor), irq: place.irq });
+        let transport = Transport::new(backend, line, Arc::clone(&self.cache), name)?;
+        let is_reserved = matches!(self.devices.get(id), Some(Held { transport: None, .. }));
+        if !is_reserved {
+            self.reserve(*id, *place)?;
         }
-        let line = Arc::new(XenLine { hypervisor: Arc::clone(&self.hypervisor), irq: *irq });
-        let transport = Transport::new(backend, line, Arc::clone(&self.cache), model.name())?;
-        let window = Window::new(Space::Mmio, *base, WINDOW_BYTES).context("Its registers have no place")?;
-        let claim = self.bus.claim(window, Arc::clone(&transport) as Arc<dyn io_bus::Device>)?;
-        let mapped = self.server.map(window)?;
-        self.devices.insert(*id, Served { _mapped: mapped, _claim: claim, transport });
+        if let Some(held) = self.devices.get_mut(id) {
+            held.claim.fill(Arc::clone(&transport) as Arc<dyn io_bus::Device>);
+            held.transport = Some(transport);
+        }
         Ok(())
+    }
+
+    /// Does what the operator asks of a device.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(super) fn operate(&self, id: DeviceId, operation: Operation) -> Result<(), String> {
+        let transport = self.devices.get(&id).and_then(|held| held.transport.as_ref());
+        transport.ok_or("There is no such device any more")?.operate(operation)
     }
 
     /// Tells a device to stop. Its id is left with the errands when it has nothing in flight any more; until it is
     /// [removed](Self::remove) its registers answer.
     pub(super) fn stop_device(&self, id: DeviceId) {
         let errands = self.errands.clone();
-        match self.devices.get(&id) {
-            Some(served) => served.transport.stop().then(move || errands.came_to_rest(id)),
+        match self.devices.get(&id).and_then(|held| held.transport.as_ref()) {
+            Some(transport) => transport.stop().then(move || errands.came_to_rest(id)),
             None => errands.came_to_rest(id),
         }
     }
 
-    /// Takes away a device that has come to rest, and unmaps what was mapped for it.
-    pub(super) fn remove(&mut self, id: DeviceId) {
+    /// Takes away a device that has come to rest, and unmaps what was mapped for it. Says whether the guest had touched
+    /// it.
+    pub(super) fn remove(&mut self, id: DeviceId) -> bool {
         self.leave_the_dead();
-        self.devices.remove(&id);
+        let removed = self.devices.remove(&id);
         // Mappings do not know for which device they were made; the others map again what they need.
         self.cache.invalidate();
         self.unmap_stale();
+        removed.and_then(|held| held.transport).is_none_or(|transport| transport.was_touched())
     }
 
     /// Whether it has no device.
@@ -113,18 +149,22 @@ impl Guest {
 
     /// Unmaps guest memory that went stale and that no request holds, even if its devices idle.
     pub(super) fn unmap_stale(&self) {
-        self.devices.values().for_each(|served| served.transport.release_memory());
+        self.transports().for_each(|(_, transport)| transport.release_memory());
         self.cache.sweep();
     }
 
     /// How it is going.
     pub(super) fn report(&self) -> Report {
-        let devices = self.devices.iter().map(|(id, served)| DeviceReport {
-            id: *id,
-            state: served.transport.state().to_string(),
-            counters: served.transport.counters().into_iter().map(|(name, n)| Counter::new(name, n)).collect(),
+        let devices = self.transports().map(|(id, transport)| DeviceReport {
+            id,
+            state: transport.state().to_string(),
+            counters: transport.counters().into_iter().map(|(name, n)| Counter::new(name, n)).collect(),
         });
-        Report { counters: self.counters(), devices: devices.collect() }
+        Report { alive: self.is_alive(), counters: self.counters(), devices: devices.collect() }
+    }
+
+    fn transports(&self) -> impl Iterator<Item = (DeviceId, &Arc<Transport>)> {
+        self.devices.iter().filter_map(|(id, held)| Some((*id, held.transport.as_ref()?)))
     }
 
     /// Ends everything: devices, then the pump, then the IOREQ server.
@@ -157,9 +197,9 @@ impl Guest {
 
     fn rest_all(&self) {
         let (at_rest, ended) = mpsc::channel::<()>();
-        for served in self.devices.values() {
+        for (_, transport) in self.transports() {
             let at_rest = at_rest.clone();
-            served.transport.stop().then(move || drop(at_rest));
+            transport.stop().then(move || drop(at_rest));
         }
         drop(at_rest);
         // Nothing is ever sent: it ends when the last of them is dropped.

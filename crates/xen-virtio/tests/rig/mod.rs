@@ -9,7 +9,8 @@ pub mod domain;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc as std_mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use testkit::xenstored::Xenstored;
 use tokio::sync::{mpsc, oneshot};
+use xen_virtio::broker::prepare::Directories;
 use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
 use xen_virtio::channel::{Channel, ChannelError};
-use xen_virtio::model::{Class, Device, DeviceId};
+use xen_virtio::model::{Class, Device, DeviceId, Place};
 use xen_virtio::protocol::{Answer, Order, VERSION};
+use xen_virtio::toolstack::Toolstack;
 use xenstore::{Address, Options, Store};
 
 /// Longer than anything here takes on the slowest machine.
@@ -45,6 +48,16 @@ pub struct Rig {
 impl Rig {
     /// Starts a broker over what `before` has put into xenstore.
     pub fn start_with(spawner: impl Spawner + Send + 'static, patience: Duration, before: impl FnOnce(&Self)) -> Self {
+        Self::start_as(spawner, patience, None, before)
+    }
+
+    /// The same, serving one kind of device only, if one is given.
+    pub fn start_as(
+        spawner: impl Spawner + Send + 'static,
+        patience: Duration,
+        only: Option<u32>,
+        before: impl FnOnce(&Self),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let xenstored = Xenstored::start(directory.path().join("xenstored")).unwrap();
         let (requests, for_broker) = mpsc::channel(8);
@@ -52,7 +65,9 @@ impl Rig {
         rig.set("/local/domain/0/domid", "0");
         before(&rig);
         let socket = rig.xenstored.socket().to_owned();
-        let settings = Settings { configurations: rig.directory.path().to_owned(), closing_patience: patience };
+        let here = rig.directory.path();
+        let directories = Directories { configurations: here.to_owned(), runtime: here.to_owned() };
+        let settings = Settings { directories, only, closing_patience: patience };
         let (ready, is_ready) = std_mpsc::channel();
         rig.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
         is_ready.recv_timeout(PATIENCE).expect("the broker gets ready");
@@ -103,6 +118,35 @@ impl Rig {
         ] {
             self.set(&node(domid, number, key), value);
         }
+    }
+
+    /// As `xl create` does for an entry of `virtio=[...]`; it waits for nobody.
+    pub fn create_virtio(&self, domid: u16, number: u32, spelled: &str) {
+        self.xenstored.introduce_domain(domid);
+        self.set(&format!("/local/domain/{domid}/name"), &format!("guest-{domid}"));
+        for (key, value) in [
+            ("frontend-id", &*domid.to_string()),
+            ("online", "1"),
+            ("type", spelled),
+            ("transport", "mmio"),
+            ("base", &format!("{:#x}", 0x0200_0000 + number * 0x200)),
+            ("irq", &(33 + number).to_string()),
+            ("grant_usage", "0"),
+            ("state", "1"),
+        ] {
+            self.set(&virtio_node(domid, number, key), value);
+        }
+    }
+
+    /// As `xl destroy` does, up to the point where it waits.
+    pub fn close_virtio(&self, domid: u16, number: u32) {
+        self.set(&virtio_node(domid, number, "online"), "0");
+        self.set(&virtio_node(domid, number, "state"), "5");
+    }
+
+    pub fn wait_for_virtio_state(&self, domid: u16, number: u32, state: &str) {
+        let node = virtio_node(domid, number, "state");
+        assert!(self.xenstored.wait_for_value(&node, state), "{node} is {:?} and not {state}", self.text(&node));
     }
 
     /// As `xl destroy` does, up to the point where it waits.
@@ -174,12 +218,20 @@ fn run_broker(
     runtime.block_on(async {
         let options = Options { addresses: vec![Address::Socket(socket)], patience: PATIENCE };
         let store = Store::connect(options).await.unwrap();
-        Broker::run(store, spawner, settings, requests, || ready.send(()).unwrap()).await.unwrap()
+        Broker::run(Toolstack::Libxl(store), spawner, settings, requests, || ready.send(()).unwrap()).await.unwrap()
     })
 }
 
 pub fn node(domid: u16, number: u32, key: &str) -> String {
     format!("/local/domain/0/backend/virtio_disk/{domid}/{number}/{key}")
+}
+
+pub fn virtio_node(domid: u16, number: u32, key: &str) -> String {
+    format!("/local/domain/0/backend/virtio/{domid}/{number}/{key}")
+}
+
+pub fn virtio_id(number: u32) -> DeviceId {
+    DeviceId { class: Class::Virtio, number }
 }
 
 #[track_caller]
@@ -192,14 +244,21 @@ pub fn wait_until(condition: impl Fn() -> bool) {
 }
 
 /// Hands what the broker starts to the test.
-pub struct TestSpawner(std_mpsc::Sender<TestWorker>);
+pub struct TestSpawner(std_mpsc::Sender<TestWorker>, Arc<Domains>);
+
+/// Whether there are domains, as a test has it, and how often that was asked.
+struct Domains {
+    exist: AtomicBool,
+    asked: AtomicU32,
+}
 
 /// The workers that were started, in order.
-pub struct Workers(std_mpsc::Receiver<TestWorker>);
+pub struct Workers(std_mpsc::Receiver<TestWorker>, Arc<Domains>);
 
 pub fn workers() -> (TestSpawner, Workers) {
     let (started, workers) = std_mpsc::channel();
-    (TestSpawner(started), Workers(workers))
+    let domains = Arc::new(Domains { exist: AtomicBool::new(true), asked: AtomicU32::new(0) });
+    (TestSpawner(started, Arc::clone(&domains)), Workers(workers, domains))
 }
 
 impl Spawner for TestSpawner {
@@ -220,6 +279,11 @@ impl Spawner for TestSpawner {
         self.0.send(TestWorker { domid, channel: there, end, is_killed }).unwrap();
         Ok(Spawned { channel, kill, ended })
     }
+
+    fn has_domain(&self, _domid: u16) -> bool {
+        self.1.asked.fetch_add(1, Ordering::SeqCst);
+        self.1.exist.load(Ordering::SeqCst)
+    }
 }
 
 impl Workers {
@@ -232,6 +296,14 @@ impl Workers {
 
     pub fn none(&self) -> bool {
         self.0.try_recv().is_err()
+    }
+
+    /// Has all domains go, the broker notice, and domains of the same numbers come.
+    pub fn all_domains_go_and_come(&self) {
+        self.1.exist.store(false, Ordering::SeqCst);
+        let asked = self.1.asked.load(Ordering::SeqCst);
+        wait_until(|| self.1.asked.load(Ordering::SeqCst) > asked + 1);
+        self.1.exist.store(true, Ordering::SeqCst);
     }
 }
 
@@ -255,6 +327,15 @@ impl TestWorker {
     pub fn has_no_order(&self) -> bool {
         let received = self.channel.try_receive::<Order>();
         matches!(received, Err(ChannelError::Io(error)) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Expects to be told to claim the window of a device.
+    #[track_caller]
+    pub fn told_to_reserve(&self, number: u32) -> Place {
+        match self.order().0 {
+            Order::Reserve { id, place } if id == virtio_id(number) => place,
+            other => panic!("told {other:?}"),
+        }
     }
 
     /// Expects to be told to serve a device.
@@ -282,7 +363,7 @@ impl TestWorker {
     #[track_caller]
     pub fn detach(&self, number: u32) {
         self.told_to_detach(number);
-        self.say(&Answer::Detached { id: disk_id(number) });
+        self.say(&Answer::Detached { id: disk_id(number), used: true });
     }
 
     /// Is told to end, and does.

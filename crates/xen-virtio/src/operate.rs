@@ -1,0 +1,110 @@
+//! `xen-virtio link` and `xen-virtio wait`: what operators do to guests that are served.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use virtio_backend::Operation;
+
+use crate::broker::control::{GuestListing, Listing, Question};
+use crate::cli::{Cable, Link, Wait};
+use crate::client;
+use crate::failure::Failure;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Plugs a guest's network cable in, or pulls it out.
+///
+/// # Errors
+/// There is no such device, or no broker that knows.
+pub fn link(options: &Link) -> Result<(), Failure> {
+    let operation = Operation::Link { up: options.cable == Cable::Up };
+    let (guest, device) = (options.guest.clone(), options.device.clone());
+    Ok(client::operate(&options.runtime.directory, &Question::Operate { guest, device, operation })?)
+}
+
+/// Waits until all devices of a guest are there.
+///
+/// # Errors
+/// One of them failed, or they are not there in time.
+pub fn wait(options: &Wait) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(options.timeout);
+    loop {
+        let listing = client::list(&options.runtime.directory)?;
+        let found = find(&listing, &options.guest);
+        match found.map(progress) {
+            Some(Progress::Ready) => return Ok(()),
+            Some(Progress::Failed(device)) => {
+                return Err(anyhow!("{device} of guest {} cannot be served; the log says why", options.guest).into());
+            }
+            _ if Instant::now() < deadline => thread::sleep(LOOK),
+            Some(Progress::Coming) => {
+                return Err(anyhow!("The devices of guest {} are not ready yet", options.guest).into());
+            }
+            None => return Err(anyhow!("No guest {} uses a device of xen-virtio", options.guest).into()),
+        }
+    }
+}
+
+enum Progress {
+    Ready,
+    Coming,
+    /// This device will not be there.
+    Failed(String),
+}
+
+fn find<'a>(listing: &'a Listing, guest: &str) -> Option<&'a GuestListing> {
+    let is_meant = |known: &&GuestListing| known.name.as_deref() == Some(guest) || guest.parse() == Ok(known.domid);
+    listing.guests.iter().find(is_meant)
+}
+
+fn progress(guest: &GuestListing) -> Progress {
+    if let Some(failed) = guest.devices.iter().find(|device| device.state == "failed") {
+        return Progress::Failed(failed.name.clone().unwrap_or_else(|| failed.id.clone()));
+    }
+    match guest.devices.iter().all(|device| device.state == "serving") && !guest.devices.is_empty() {
+        true => Progress::Ready,
+        false => Progress::Coming,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::broker::control::DeviceListing;
+
+    fn guest(states: &[&str]) -> GuestListing {
+        let device = |state: &&str| DeviceListing {
+            id: "virtio/0".into(),
+            model: None,
+            name: None,
+            host_end: None,
+            base: None,
+            irq: None,
+            state: (*state).into(),
+            driver: None,
+            counters: BTreeMap::new(),
+        };
+        let devices = states.iter().map(device).collect();
+        GuestListing { domid: 7, name: Some("web".into()), counters: BTreeMap::new(), devices }
+    }
+
+    #[test]
+    fn a_guest_is_ready_when_all_its_devices_are_and_fails_with_one() {
+        assert!(matches!(progress(&guest(&["serving", "serving"])), Progress::Ready));
+        assert!(matches!(progress(&guest(&["serving", "starting"])), Progress::Coming));
+        assert!(matches!(progress(&guest(&[])), Progress::Coming));
+        assert!(matches!(progress(&guest(&["starting", "failed"])), Progress::Failed(id) if id == "virtio/0"));
+    }
+
+    #[test]
+    fn a_guest_is_known_by_name_and_by_domain_id() {
+        let listing = Listing { guests: vec![guest(&[])] };
+
+        assert!(find(&listing, "web").is_some() && find(&listing, "7").is_some());
+        assert!(find(&listing, "8").is_none());
+    }
+}
