@@ -54,7 +54,7 @@ fn heading_of(lines: &[&str], line: usize) -> usize {
 
 #[test]
 fn h10_values_of_every_wrong_type_are_refused_in_their_line_or_their_entry() {
-    let long = format!("\"{}\"", "x".repeat(100_000));
+    let long = format!("\"{}\"", "x".repeat(10_000));
     let values = [
         "0",
         "-1",
