@@ -316,7 +316,7 @@ fn what_a_worker_says_of_devices_it_does_not_have_changes_nothing() {
         worker.say(&Answer::Attached { id });
         worker.say(&Answer::Refused { id, reason: "lies".into() });
     }
-    worker.say(&Answer::Report(Report::default()));
+    worker.say(&Answer::Report(Report { alive: true, ..Report::default() }));
     rig.close_disk(5, XVDA);
     worker.detach(XVDA);
     worker.stop();

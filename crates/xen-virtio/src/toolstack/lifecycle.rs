@@ -228,6 +228,8 @@ impl Lifecycle {
     fn let_go(&mut self, id: DeviceId, then: Then, todo: &mut Vec<Action>) {
         let worker = self.worker;
         match self.devices.get_mut(&id) {
+            // Whoever waits for an answer gets it, if the domain is dead by then or not.
+            Some(Stage::Detaching(_) | Stage::Detached(_)) if then == Then::Bury => {}
             Some(Stage::Detaching(earlier) | Stage::Detached(earlier)) => *earlier = then,
             Some(stage) if worker == Worker::Running && stage.is_at_work(id) => {
                 *stage = Stage::Detaching(then);

@@ -154,6 +154,16 @@ fn a_dead_domain_is_let_go_of_at_once_and_not_taken_for_a_foreign_one_after() {
 }
 
 #[test]
+fn a_toolstack_that_waits_is_answered_even_if_the_domain_is_dead_by_then() {
+    let mut guest = guest_with(Some(Stage::Serving));
+
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Closing)), [Action::Detach(A)]);
+    assert_eq!(guest.handle(Event::DomainGone), []);
+    assert_eq!(guest.handle(Event::Detached(A)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), [closed(A)]);
+}
+
+#[test]
 fn the_last_device_is_closed_only_when_the_worker_has_ended() {
     let mut guest = guest_with_neighbour(Stage::Serving);
 
