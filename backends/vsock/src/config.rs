@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn spec_5_10_4_2_reserved_context_ids_are_refused_with_the_range() {
-        for cid in [0, 1, 2, 0xffff_ffff, 1 << 32] {
+        for cid in [0u64, 1, 2, 0xffff_ffff, 1 << 32] {
             let error = parse(&format!("cid = {cid}")).unwrap_err();
             assert!(error.contains(&format!("cid = {cid} ")) && error.contains("3 to 4294967294"), "{error}");
         }

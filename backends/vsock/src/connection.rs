@@ -16,7 +16,7 @@ use crate::packet::{HEADER_LEN, Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEI
 pub(crate) enum Phase {
     /// A program on the host has connected, and has yet to say to which port.
     Greeting,
-    /// The guest wants to connect, and too many wait at the host's socket. It is tried until this moment.
+    /// The guest wants to connect, since this moment, and too many wait at the host's socket.
     Knocking(Instant),
     /// The guest is asked whether it accepts.
     Offered,
@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     host_deaf: bool,
     /// SHUTDOWN_* of the guest's.
     guest_said: u32,
+    /// The host has been told that the guest will send no more.
+    guest_finished: bool,
     /// SHUTDOWN_* that the guest has been told.
     told: u32,
     /// Credit was asked for, and none has come.
@@ -90,6 +92,7 @@ impl Connection {
             host_finished: false,
             host_deaf: false,
             guest_said: 0,
+            guest_finished: false,
             told: 0,
             asked: false,
         }
@@ -251,10 +254,11 @@ impl Connection {
 
     /// Takes a SHUTDOWN of the guest's; its bits stay set.
     pub(crate) fn hear_shutdown(&mut self, flags: u32) {
-        self.guest_said |= flags & SHUTDOWN_BOTH;
-        if let Some(socket) = self.socket.as_ref().filter(|_| flags & SHUTDOWN_RECEIVE != 0) {
+        let news = flags & SHUTDOWN_BOTH & !self.guest_said;
+        self.guest_said |= news;
+        if news & SHUTDOWN_RECEIVE != 0 {
             // The host's program then gets EPIPE, as it would from a peer on the host.
-            let _ = rustix::net::shutdown(socket, Shutdown::Read);
+            self.shut_down(Shutdown::Read);
         }
         self.pass_on_shutdown();
     }
@@ -269,12 +273,18 @@ impl Connection {
         self.guest_is_done() && self.backlog.is_empty()
     }
 
-    fn pass_on_shutdown(&self) {
-        if let Some(socket) =
-            self.socket.as_ref().filter(|_| self.guest_said & SHUTDOWN_SEND != 0 && self.backlog.is_empty())
-        {
-            // Fails if the other end has gone, or does nothing if it has been said.
-            let _ = rustix::net::shutdown(socket, Shutdown::Write);
+    /// Once: the call makes the socket itself ready anew, for the watcher to tell of.
+    fn pass_on_shutdown(&mut self) {
+        let has_sent_all = self.guest_said & SHUTDOWN_SEND != 0 && self.backlog.is_empty();
+        if has_sent_all && !std::mem::replace(&mut self.guest_finished, true) {
+            self.shut_down(Shutdown::Write);
+        }
+    }
+
+    fn shut_down(&self, half: Shutdown) {
+        if let Some(socket) = &self.socket {
+            // It fails if the other end has gone, and then does not matter.
+            let _ = rustix::net::shutdown(socket, half);
         }
     }
 

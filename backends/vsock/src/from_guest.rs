@@ -8,12 +8,13 @@ use virtio_backend::Request;
 
 use crate::connection::Phase;
 use crate::host;
-use crate::hub::{Hub, PATIENCE};
+use crate::hub::Hub;
 use crate::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, TYPE_STREAM};
 use crate::table::Key;
 
-/// After how long another attempt is made to connect where too many wait already.
-const NEXT_KNOCK: Duration = Duration::from_millis(20);
+/// After how long a second attempt is made to connect where too many wait already. Further ones come after as much time
+/// as has passed already, so that a thousand who knock are no storm.
+const NEXT_KNOCK: Duration = Duration::from_millis(10);
 
 impl Hub {
     /// Takes a packet of the driver's.
@@ -96,8 +97,11 @@ impl Hub {
     /// The guest accepts a connection from the host.
     fn accept_offer(&mut self, key: Key) -> bool {
         let Some(connection) = self.table.get(key) else { return true };
+        let Some(socket) = connection.socket.as_ref().filter(|_| !connection.owes_opening) else {
+            // It has not been asked.
+            return false;
+        };
         let answer = format!("OK {}\n", connection.ports.host);
-        let Some(socket) = &connection.socket else { return false };
         // It is the first on this socket, so that there is room for it.
         if rustix::io::write(socket, answer.as_bytes()) != Ok(answer.len()) {
             self.end(key);
@@ -115,15 +119,16 @@ impl Hub {
             self.counters().connections_refused.fetch_add(1, Relaxed);
             return self.refuse(header);
         }
-        let key = self.table.add(Phase::Knocking(Instant::now() + PATIENCE), Some(header.ports()));
+        let now = Instant::now();
+        let key = self.table.add(Phase::Knocking(now), Some(header.ports()));
         if let Some(connection) = self.table.get(key) {
             connection.hear_credit(header);
         }
-        self.knock(key, header.ports(), Instant::now());
+        self.knock(key, header.ports(), Duration::ZERO);
     }
 
-    /// Tries to connect to the host. `at` is now.
-    pub(crate) fn knock(&mut self, key: Key, ports: Ports, at: Instant) {
+    /// Tries to connect to the host, `after` the guest asked for it.
+    pub(crate) fn knock(&mut self, key: Key, ports: Ports, after: Duration) {
         match self.try_to_connect(key, ports) {
             Ok(true) => {
                 if let Some(connection) = self.table.get(key) {
@@ -133,7 +138,7 @@ impl Hub {
                 self.counters().connections_made.fetch_add(1, Relaxed);
                 self.table.line_up(key);
             }
-            Ok(false) => self.table.set_deadline(key, Some(at + NEXT_KNOCK)),
+            Ok(false) => self.table.set_deadline(key, Some(Instant::now() + after.max(NEXT_KNOCK))),
             Err(error) => {
                 tracing::debug!(?ports, %error, "Nobody takes the guest's connection");
                 self.end(key);

@@ -15,6 +15,9 @@ use crate::host;
 use crate::hub::{Hub, PATIENCE, TIMER};
 use crate::table::{Key, LISTENER, Past, key};
 
+/// How often the watcher is asked in a pass: it tells of some at a time, and of each once, unless it changes again.
+const MOST_LOOKS: usize = 32;
+
 /// Programs let in at a time, for others to have their turn.
 const MOST_CALLERS: usize = 16;
 
@@ -22,22 +25,22 @@ const MOST_CALLERS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Hub {
-    /// Takes note of all that has become ready.
+    /// Takes note of what has become ready. True if there may be more.
     ///
     /// # Errors
     /// The kernel fails.
-    pub(crate) fn look(&mut self) -> io::Result<()> {
-        loop {
-            let mut some = false;
+    pub(crate) fn look(&mut self) -> io::Result<bool> {
+        for _ in 0..MOST_LOOKS {
+            let mut none = true;
             for ready in self.watcher.ready()? {
-                some = true;
+                none = false;
                 self.note(ready);
             }
-            // All is told of once, so there is an end.
-            if !some {
-                return Ok(());
+            if none {
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     fn note(&mut self, ready: Ready) {
@@ -144,7 +147,7 @@ impl Hub {
         let Some(connection) = self.table.get(key) else { return };
         let (phase, ports, is_new) = (connection.phase, connection.ports, connection.owes_opening);
         match phase {
-            Phase::Knocking(until) if now < until => return self.knock(key, ports, now),
+            Phase::Knocking(since) if now < since + PATIENCE => return self.knock(key, ports, now - since),
             Phase::Greeting => self.forget(key),
             // The guest had no room for the question.
             Phase::Offered if is_new => self.forget(key),

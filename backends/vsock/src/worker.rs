@@ -19,9 +19,6 @@ pub(crate) struct VsockWorker {
     bell: OwnedFd,
 }
 
-/// The watcher among the sources; the other is the bell.
-const WATCHER: usize = 0;
-
 impl VsockWorker {
     /// # Errors
     /// The host has no descriptor for it.
@@ -48,9 +45,11 @@ impl Worker for VsockWorker {
         // Buffers are taken when there is something to put into them, and of events there are none.
         rx.decline_kicks()?;
         event.decline_kicks()?;
-        if wake == Wake::Source(WATCHER) {
-            self.hub.look().map_err(host_fault)?;
-        }
+        let more_news = match wake {
+            Wake::Source(_) => self.hub.look().map_err(host_fault)?,
+            // Of what has become ready the watcher tells by a wake of its own.
+            Wake::Queue(_) => false,
+        };
         let now = Instant::now();
         self.hub.catch_up(now);
         let stood_still = self.hub.is_out_of_resources();
@@ -58,7 +57,7 @@ impl Worker for VsockWorker {
         let more_callers = self.hub.let_in();
         let more_packets = self.hub.fill(rx)?;
         self.hub.table.arm(now).map_err(host_fault)?;
-        if more_callers || more_packets || (stood_still && !self.hub.is_out_of_resources()) {
+        if more_news || more_callers || more_packets || (stood_still && !self.hub.is_out_of_resources()) {
             rustix::io::write(&self.bell, &1u64.to_ne_bytes()).map_err(|errno| host_fault(errno.into()))?;
         }
         Ok(())

@@ -1,0 +1,419 @@
+//! What the tests stand on: a guest whose driver is written by hand, and the host's directory of sockets.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_memory::{Budget, MapCache};
+use tempfile::TempDir;
+use testkit::driver::{Descriptor, RawQueue, Registers, status};
+use testkit::memory::FakeForeignMemory;
+use virtio_backend::{Backend, Kind, Owner};
+use virtio_mmio::{InterruptLine, Transport};
+use virtio_vsock::{Config, Vsock};
+
+pub const CID: u64 = 42;
+pub const HOST: u64 = 2;
+pub const STREAM: u16 = 1;
+
+/// VIRTIO_F_VERSION_1, VIRTIO_F_RING_RESET and VIRTIO_VSOCK_F_STREAM.
+pub const FEATURES: u64 = 1 << 32 | 1 << 40 | 1;
+
+/// VIRTIO_VSOCK_OP_*
+pub mod op {
+    pub const REQUEST: u16 = 1;
+    pub const RESPONSE: u16 = 2;
+    pub const RST: u16 = 3;
+    pub const SHUTDOWN: u16 = 4;
+    pub const RW: u16 = 5;
+    pub const CREDIT_UPDATE: u16 = 6;
+    pub const CREDIT_REQUEST: u16 = 7;
+}
+
+/// How long a test waits for what must happen before it calls it a hang.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of a header.
+pub const HEADER: usize = 44;
+
+/// Guest memory: three queues, then the driver's packets, then its receive buffers.
+const BASE: u64 = 0x4000_0000;
+const MEMORY: u64 = 16 << 20;
+const QUEUE: u64 = 0x1_0000;
+pub const TX_DATA: u64 = BASE + (1 << 20);
+pub const RX_DATA: u64 = BASE + (4 << 20);
+
+/// Entries of the queues as this driver has them.
+pub const RX_ENTRIES: u16 = 64;
+
+/// The driver polls.
+pub struct NoLine;
+
+impl InterruptLine for NoLine {
+    fn raise(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A packet, either way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub src_cid: u64,
+    pub dst_cid: u64,
+    pub src_port: u32,
+    pub dst_port: u32,
+    pub len: u32,
+    pub kind: u16,
+    pub op: u16,
+    pub flags: u32,
+    pub buf_alloc: u32,
+    pub fwd_cnt: u32,
+    pub data: Vec<u8>,
+}
+
+impl Packet {
+    /// From port `guest` of the guest to port `host` of the host, with room for a lot.
+    pub fn new(op: u16, guest: u32, host: u32) -> Self {
+        Self {
+            src_cid: CID,
+            dst_cid: HOST,
+            src_port: guest,
+            dst_port: host,
+            len: 0,
+            kind: STREAM,
+            op,
+            flags: 0,
+            buf_alloc: 1 << 20,
+            fwd_cnt: 0,
+            data: Vec::new(),
+        }
+    }
+
+    pub fn data(mut self, data: &[u8]) -> Self {
+        self.data = data.to_vec();
+        self.len = data.len() as u32;
+        self
+    }
+
+    pub fn flags(mut self, flags: u32) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    pub fn credit(mut self, buf_alloc: u32, fwd_cnt: u32) -> Self {
+        (self.buf_alloc, self.fwd_cnt) = (buf_alloc, fwd_cnt);
+        self
+    }
+
+    /// The answer to a packet of the host's.
+    pub fn answer(&self, op: u16) -> Self {
+        Self::new(op, self.dst_port, self.src_port)
+    }
+
+    pub fn header(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER);
+        bytes.extend(self.src_cid.to_le_bytes());
+        bytes.extend(self.dst_cid.to_le_bytes());
+        bytes.extend(self.src_port.to_le_bytes());
+        bytes.extend(self.dst_port.to_le_bytes());
+        bytes.extend(self.len.to_le_bytes());
+        bytes.extend(self.kind.to_le_bytes());
+        bytes.extend(self.op.to_le_bytes());
+        bytes.extend(self.flags.to_le_bytes());
+        bytes.extend(self.buf_alloc.to_le_bytes());
+        bytes.extend(self.fwd_cnt.to_le_bytes());
+        bytes
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        [self.header(), self.data.clone()].concat()
+    }
+
+    fn parse(bytes: &[u8]) -> Self {
+        let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Self {
+            src_cid: u64_at(0),
+            dst_cid: u64_at(8),
+            src_port: u32_at(16),
+            dst_port: u32_at(20),
+            len: u32_at(24),
+            kind: u16_at(28),
+            op: u16_at(30),
+            flags: u32_at(32),
+            buf_alloc: u32_at(36),
+            fwd_cnt: u32_at(40),
+            data: bytes[HEADER..].to_vec(),
+        }
+    }
+}
+
+/// A guest with its socket device.
+pub struct Guest {
+    pub memory: FakeForeignMemory,
+    pub transport: Arc<Transport>,
+    pub device: Arc<dyn Backend>,
+    pub rx: RawQueue,
+    pub tx: RawQueue,
+    pub socket: PathBuf,
+    /// Receive buffers, each by its chain's head.
+    buffers: Vec<Vec<Descriptor>>,
+    rx_seen: u16,
+    _folder: TempDir,
+}
+
+impl Guest {
+    /// With receive buffers of 4 KiB in all entries.
+    pub fn new() -> Self {
+        let mut guest = Self::without_buffers();
+        guest.offer_usual_buffers();
+        guest
+    }
+
+    pub fn without_buffers() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (device, socket) = open(folder.path());
+        let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
+        let cache = MapCache::new(memory.clone(), Budget::default());
+        let transport = Transport::new(Arc::clone(&device), Arc::new(NoLine), cache, "vsock").unwrap();
+        let [rx, tx] = [0, 1].map(|index| RawQueue::new(memory.clone(), BASE + index * QUEUE, RX_ENTRIES));
+        let guest =
+            Self { memory, transport, device, rx, tx, socket, buffers: Vec::new(), rx_seen: 0, _folder: folder };
+        guest.bring_up();
+        guest
+    }
+
+    fn bring_up(&self) {
+        let event = RawQueue::new(self.memory.clone(), BASE + 2 * QUEUE, 4);
+        assert!(self.transport.negotiate(FEATURES));
+        for (index, queue) in [(0, &self.rx), (1, &self.tx), (2, &event)] {
+            self.transport.set_up_queue(index, queue);
+        }
+        self.transport.add_status(status::DRIVER_OK);
+    }
+
+    /// The driver takes a device that was reset into use.
+    pub fn start(&mut self) {
+        self.rx.clear();
+        self.tx.clear();
+        self.forget_buffers();
+        self.bring_up();
+        self.offer_usual_buffers();
+    }
+
+    /// The driver has set up its receive queue anew, which is empty.
+    pub fn forget_buffers(&mut self) {
+        (self.rx_seen, self.buffers) = (0, Vec::new());
+    }
+
+    pub fn offer_usual_buffers(&mut self) {
+        let buffers = (0..u64::from(RX_ENTRIES)).map(|entry| vec![Descriptor::writable(RX_DATA + 4096 * entry, 4096)]);
+        self.offer_buffers(buffers.collect());
+    }
+
+    /// Gives the device buffers to fill, for the first time; each is made of some descriptors.
+    pub fn offer_buffers(&mut self, buffers: Vec<Vec<Descriptor>>) {
+        let mut head = 0;
+        for chain in buffers {
+            self.buffers.resize(usize::from(head), Vec::new());
+            self.rx.write_chain(head, &chain);
+            self.rx.publish(head);
+            head += chain.len() as u16;
+            self.buffers.push(chain);
+        }
+        self.transport.notify(0);
+    }
+
+    /// Offers one more buffer; it is the `count`th in all.
+    pub fn offer_one(&mut self, count: u16, buffer: Descriptor) {
+        self.rx.write_chain(count - 1, &[buffer]);
+        self.rx.publish(count - 1);
+        self.transport.notify(0);
+    }
+
+    /// Whether the lane makes no pass in a time in which one that spins makes many.
+    pub fn is_idle(&self) -> bool {
+        self.assert_alive();
+        let passes = || self.transport.counters().iter().find(|(name, _)| *name == "passes").unwrap().1;
+        let before = passes();
+        thread::sleep(Duration::from_millis(20));
+        passes() == before
+    }
+
+    /// Sends a chain of buffers, and waits until the device has taken it.
+    pub fn send_chain(&self, chain: &[Descriptor]) {
+        let used = self.tx.used_idx();
+        self.tx.write_chain(0, chain);
+        self.tx.publish(0);
+        self.transport.notify(1);
+        self.tx.wait_used(used.wrapping_add(1));
+    }
+
+    /// Sends a packet, and waits until the device has taken it.
+    pub fn send(&self, packet: &Packet) {
+        let bytes = packet.bytes();
+        self.memory.write(TX_DATA, &bytes);
+        self.send_chain(&[Descriptor::readable(TX_DATA, bytes.len() as u32)]);
+    }
+
+    /// The next packet from the device, if there is one.
+    pub fn try_recv(&mut self) -> Option<Packet> {
+        if self.rx.used_idx() == self.rx_seen {
+            return None;
+        }
+        let used = self.rx.used(self.rx_seen);
+        self.rx_seen = self.rx_seen.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for descriptor in &self.buffers[used.id as usize] {
+            let mut part = vec![0; (descriptor.len as usize).min(used.len as usize - bytes.len())];
+            self.memory.read(descriptor.addr, &mut part);
+            bytes.extend(part);
+        }
+        self.rx.publish(used.id as u16);
+        self.transport.notify(0);
+        let packet = Packet::parse(&bytes);
+        assert_eq!(packet.len as usize, packet.data.len(), "length in the header and of the packet");
+        assert_eq!(packet.dst_cid, CID);
+        Some(packet)
+    }
+
+    /// The next packet from the device.
+    pub fn recv(&mut self) -> Packet {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(packet) = self.try_recv() {
+                return packet;
+            }
+            self.assert_alive();
+            assert!(Instant::now() < deadline, "no packet comes; {:?}", self.device.counters());
+            thread::yield_now();
+        }
+    }
+
+    /// The last packet that has come, after the first that comes: all are of one stream, and say the same of credit.
+    pub fn expect_any(&mut self) -> Packet {
+        let mut last = self.recv();
+        while let Some(packet) = self.try_recv() {
+            last = packet;
+        }
+        last
+    }
+
+    /// The next packet, which must be of this kind; packets that only give credit are passed over.
+    pub fn expect(&mut self, op: u16) -> Packet {
+        loop {
+            let packet = self.recv();
+            if packet.op == op {
+                return packet;
+            }
+            assert_eq!(packet.op, op::CREDIT_UPDATE, "waiting for {op}: {packet:?}");
+        }
+    }
+
+    /// Nothing comes: the device has taken what it was sent, and answers twice something else. Two answers, as the first
+    /// may come before what was to come.
+    pub fn expect_nothing(&mut self) {
+        for port in [0xdead_0001, 0xdead_0002] {
+            self.send(&Packet::new(op::RW, 0xdead_0000, port));
+            let next = self.recv();
+            assert_eq!((next.op, next.src_port), (op::RST, port), "nothing should come: {next:?}");
+        }
+    }
+
+    /// A connection from the guest to a program that listens on the host; both ends.
+    pub fn connect(&mut self, guest: u32, listener: &(u32, UnixListener)) -> UnixStream {
+        self.send(&Packet::new(op::REQUEST, guest, listener.0));
+        let response = self.expect(op::RESPONSE);
+        assert_eq!((response.src_port, response.dst_port), (listener.0, guest));
+        listener.1.accept().unwrap().0
+    }
+
+    /// A program on the host that listens at `port`.
+    pub fn listen(&self, port: u32) -> (u32, UnixListener) {
+        (port, UnixListener::bind(self.place_of(port)).unwrap())
+    }
+
+    pub fn place_of(&self, port: u32) -> PathBuf {
+        format!("{}_{port}", self.socket.display()).into()
+    }
+
+    /// A program on the host that says these bytes to the device.
+    pub fn dial(&self, greeting: &[u8]) -> UnixStream {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(greeting).unwrap();
+        stream
+    }
+
+    /// A connection from the host to `port` of the guest, which accepts: the host's end, and the packet that asked.
+    pub fn accept(&mut self, port: u32) -> (UnixStream, Packet) {
+        let stream = self.dial(format!("CONNECT {port}\n").as_bytes());
+        let request = self.expect(op::REQUEST);
+        assert_eq!((request.dst_port, request.src_cid), (port, HOST));
+        self.send(&request.answer(op::RESPONSE));
+        assert_eq!(read_line(&stream), format!("OK {}\n", request.src_port));
+        (stream, request)
+    }
+
+    pub fn counter(&self, name: &str) -> u64 {
+        self.device.counters().iter().find(|(other, _)| *other == name).unwrap().1
+    }
+
+    /// Waits until a counter has at least this value.
+    pub fn wait_counter(&self, name: &str, value: u64) {
+        wait_for(|| self.counter(name) >= value, || format!("{name} {value}, has {:?}", self.device.counters()));
+    }
+
+    pub fn assert_alive(&self) {
+        assert_eq!(self.transport.status() & status::DEVICE_NEEDS_RESET, 0, "the device needs a reset");
+    }
+}
+
+/// Opens the device in a folder, as the program does.
+pub fn open(folder: &Path) -> (Arc<dyn Backend>, PathBuf) {
+    let mut config = Config { cid: CID, ..Config::default() };
+    let descriptors = Vsock::open(&mut config, &owner(folder)).unwrap();
+    (Vsock::make(&config, descriptors).unwrap(), config.socket.unwrap())
+}
+
+pub fn owner(folder: &Path) -> Owner {
+    Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: folder.to_owned() }
+}
+
+/// Reads a line and not a byte more; none at the end of a connection, whose other end may not have read everything.
+pub fn read_line(stream: &UnixStream) -> String {
+    let mut line = String::new();
+    match BufReader::with_capacity(1, stream).read_line(&mut line) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        outcome => drop(outcome.unwrap()),
+    }
+    line
+}
+
+/// Waits for a condition, of which nothing tells.
+pub fn wait_for(mut condition: impl FnMut() -> bool, what: impl Fn() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {}", what());
+        thread::yield_now();
+    }
+}
+
+/// Bytes that tell where they belong.
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ (at >> 16) as u8 ^ seed).collect()
+}
+
+/// Descriptors for tests with many connections.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let enough = limit.maximum.is_none_or(|most| most >= 8192);
+    assert!(enough, "this test needs 8192 descriptors; raise the hard limit (ulimit -Hn)");
+}
