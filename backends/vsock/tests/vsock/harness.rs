@@ -260,6 +260,25 @@ impl Guest {
         self.send_chain(&[Descriptor::readable(TX_DATA, bytes.len() as u32)]);
     }
 
+    /// Sends packets without data, as many at a time as the queue takes; `after` runs after each lot.
+    pub fn send_many(&mut self, packets: impl Iterator<Item = Packet>, mut after: impl FnMut(&mut Self)) {
+        let mut packets = packets.peekable();
+        while packets.peek().is_some() {
+            let used = self.tx.used_idx();
+            let mut count = 0;
+            for packet in packets.by_ref().take(usize::from(RX_ENTRIES)) {
+                let address = TX_DATA + 64 * u64::from(count);
+                self.memory.write(address, &packet.header());
+                self.tx.write_chain(count, &[Descriptor::readable(address, HEADER as u32)]);
+                self.tx.publish(count);
+                count += 1;
+            }
+            self.transport.notify(1);
+            self.tx.wait_used(used.wrapping_add(count));
+            after(self);
+        }
+    }
+
     /// The next packet from the device, if there is one.
     pub fn try_recv(&mut self) -> Option<Packet> {
         if self.rx.used_idx() == self.rx_seen {
@@ -283,15 +302,17 @@ impl Guest {
 
     /// The next packet from the device.
     pub fn recv(&mut self) -> Packet {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(packet) = self.try_recv() {
-                return packet;
-            }
-            self.assert_alive();
-            assert!(Instant::now() < deadline, "no packet comes; {:?}", self.device.counters());
-            thread::yield_now();
-        }
+        let mut next = None;
+        let device = Arc::clone(&self.device);
+        wait_for(
+            || {
+                next = self.try_recv();
+                self.assert_alive();
+                next.is_some()
+            },
+            || format!("a packet; {:?}", device.counters()),
+        );
+        next.unwrap()
     }
 
     /// The last packet that has come, after the first that comes: all are of one stream, and say the same of credit.
@@ -394,12 +415,15 @@ pub fn read_line(stream: &UnixStream) -> String {
     line
 }
 
-/// Waits for a condition, of which nothing tells.
+/// Waits for a condition, of which nothing tells: at first in short steps, then without taking a CPU from others.
 pub fn wait_for(mut condition: impl FnMut() -> bool, what: impl Fn() -> String) {
     let deadline = Instant::now() + PATIENCE;
-    while !condition() {
+    for step in 0u32.. {
+        if condition() {
+            return;
+        }
         assert!(Instant::now() < deadline, "waited in vain for {}", what());
-        thread::yield_now();
+        if step < 1000 { thread::yield_now() } else { thread::sleep(Duration::from_millis(1)) }
     }
 }
 

@@ -53,7 +53,7 @@ fn a_guests_second_device_has_another_place() {
 }
 
 #[test]
-fn h08_a_name_left_behind_is_taken_over() {
+fn a_name_left_behind_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     drop(UnixListener::bind(&socket).unwrap());
@@ -62,7 +62,7 @@ fn h08_a_name_left_behind_is_taken_over() {
 }
 
 #[test]
-fn h08_what_is_somebody_elses_is_refused_and_left_alone() {
+fn what_is_somebody_elses_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let _living = UnixListener::bind(path("living")).unwrap();

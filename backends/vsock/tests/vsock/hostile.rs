@@ -267,10 +267,8 @@ fn g08_a_hundred_thousand_connections_are_a_thousand() {
     // Nobody ever accepts.
     let _listener = guest.listen(1);
     let mut answers = HashMap::new();
-    for port in 0..100_000 {
-        guest.send(&Packet::new(op::REQUEST, port, 1));
-        note(&mut guest, &mut answers);
-    }
+    let requests = (0..100_000).map(|port| Packet::new(op::REQUEST, port, 1));
+    guest.send_many(requests, |guest| note(guest, &mut answers));
     wait_for(
         || {
             note(&mut guest, &mut answers);
@@ -284,9 +282,7 @@ fn g08_a_hundred_thousand_connections_are_a_thousand() {
     assert_eq!(answers[&op::RST], 100_000 - open as u32);
 
     // The guest is served as before once it has cleaned up.
-    for port in 0..100_000 {
-        guest.send(&Packet::new(op::RST, port, 1));
-    }
+    guest.send_many((0..100_000).map(|port| Packet::new(op::RST, port, 1)), |_| ());
     guest.wait_counter("connections_closed", open);
     guest.accept(80);
 }
@@ -298,9 +294,7 @@ fn g08_spec_5_10_6_1_2_packets_are_taken_without_receive_buffers_as_long_as_reso
     guest.send(&Packet::new(op::REQUEST, 500, 1));
     let mut host = listener.1.accept().unwrap().0;
     // Each owes an answer, one in all.
-    for _ in 0..10_000 {
-        guest.send(&Packet::new(op::CREDIT_REQUEST, 500, 1));
-    }
+    guest.send_many((0..10_000).map(|_| Packet::new(op::CREDIT_REQUEST, 500, 1)), |_| ());
     guest.send(&Packet::new(op::RW, 500, 1).data(b"heard"));
     let mut bytes = [0; 5];
     host.read_exact(&mut bytes).unwrap();
@@ -340,9 +334,7 @@ fn g08_spec_5_10_6_1_2_packets_are_taken_without_receive_buffers_as_long_as_reso
 fn g08_a_storm_of_resets_is_no_work_and_no_memory() {
     let mut guest = Guest::without_buffers();
     let listener = guest.listen(1);
-    for port in 0..20_000 {
-        guest.send(&Packet::new(op::RST, port, 1));
-    }
+    guest.send_many((0..100_000).map(|port| Packet::new(op::RST, port, 1)), |_| ());
     // To and fro: connections that the guest resets before it hears of them.
     for _ in 0..2_000 {
         guest.send(&Packet::new(op::REQUEST, 500, 1));
