@@ -42,6 +42,11 @@ pub enum Command {
     Wait(Wait),
     /// Plug a guest's network cable in, or pull it out
     Link(Link),
+    /// Sit at a guest's console, or at another of its ports; leave with Ctrl-]
+    ///
+    /// Where standard input is no terminal it is sent until it ends, and what comes is printed until nothing has come for
+    /// a second. Exit code: 0 left, or the guest has ended; 1 there is no such port, or somebody else has it.
+    Console(Console),
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
     Worker,
@@ -115,6 +120,19 @@ pub enum Cable {
     Up,
     /// Pulled out.
     Down,
+}
+
+/// Options of `console`.
+#[derive(Args, Debug)]
+pub struct Console {
+    /// The guest's name or domain id
+    pub guest: String,
+    /// The port's number or name; those of a second console are called 1.0 and 1.NAME
+    #[arg(default_value = "0")]
+    pub port: String,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
 }
 
 /// Where the broker lives.

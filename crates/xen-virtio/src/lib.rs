@@ -11,6 +11,7 @@ pub mod channel;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod console;
 pub mod failure;
 pub mod list;
 pub mod logging;

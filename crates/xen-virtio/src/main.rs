@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xen_virtio::cli::{Cli, Command};
-use xen_virtio::{list, operate, serve, worker};
+use xen_virtio::{console, list, operate, serve, worker};
 
 fn main() -> ExitCode {
     let ended = match Cli::of_this_process().command {
@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::List(options) => list::run(&options.runtime.directory, options.json),
         Command::Wait(options) => operate::wait(&options),
         Command::Link(options) => operate::link(&options),
+        Command::Console(options) => console::run(&options),
         Command::Worker => worker::run(),
     };
     match ended {
