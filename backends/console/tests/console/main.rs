@@ -20,3 +20,4 @@ mod opening;
 mod output;
 mod ports;
 mod resizing;
+mod stdio;

@@ -29,8 +29,8 @@ pub(super) fn find(runtime: &Path, guest: &str, port: &str) -> anyhow::Result<En
     let end = match fs::canonicalize(&path) {
         Ok(end) => end,
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-            "Guest {guest} has no port {port:?} that can be attached to; it has {}. `xen-virtio list` shows where others \
-             lead",
+            "Guest {guest} has no port {port:?} that can be attached to; it has {}. `xen-virtio list` shows where \
+             others lead",
             names(&ports)
         ),
         Err(error) => return Err(refused(error, &path)),
