@@ -3,6 +3,7 @@
 //! The kinds of device are listed here, and nowhere else: a new one is a line.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -38,6 +39,9 @@ pub struct Place {
 
 /// The size of a virtio-mmio window under libxl (`VIRTIO_MMIO_DEV_SIZE` in libxl_arm.c).
 pub const WINDOW_BYTES: u64 = 0x200;
+
+/// The interrupts a guest can have: shared ones, of the GIC (Arm GIC architecture, INTIDs 32 to 1019).
+pub const SPIS: RangeInclusive<u32> = 32..=1019;
 
 /// A device's name, unique within its guest.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

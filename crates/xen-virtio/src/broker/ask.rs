@@ -11,17 +11,14 @@ pub type Outcome = Result<(), String>;
 
 impl<S: Spawner> Broker<S> {
     /// Has the worker of a guest, known by name or domain id, do something to a device of it, known by name.
-    pub(super) fn operate(
-        &mut self,
-        guest: &str,
-        device: &str,
-        operation: Operation,
-        reply: oneshot::Sender<Outcome>,
-    ) {
+    pub(super) fn operate(&mut self, guest: &str, device: &str, operation: Operation, reply: oneshot::Sender<Outcome>) {
         let is_meant = |domid: u16, name: Option<&str>| name == Some(guest) || guest.parse() == Ok(domid);
-        let found = self.guests.iter_mut().find(|(domid, known)| is_meant(**domid, known.name.as_deref()));
+        let found = self.guests.iter_mut().find(|(domid, known)| is_meant(**domid, known.names.name.as_deref()));
         let Some((_, found)) = found else {
-            return refuse(reply, format!("No guest {guest:?} uses a device of xen-virtio; `xen-virtio list` shows who does"));
+            return refuse(
+                reply,
+                format!("No guest {guest:?} uses a device of xen-virtio; `xen-virtio list` shows who does"),
+            );
         };
         match found.devices.iter().find(|(_, known)| known.name == device).map(|(id, _)| *id) {
             Some(id) => found.operate(id, operation, reply),

@@ -11,6 +11,7 @@ use virtio_backend::Operation;
 use super::ask::Outcome;
 use super::prepare::Prepared;
 use super::worker::Worker;
+use crate::config::GuestName;
 use crate::model::{Device, DeviceId};
 use crate::protocol::{Order, Report};
 use crate::toolstack::lifecycle::{Lifecycle, Stage};
@@ -18,8 +19,8 @@ use crate::toolstack::lifecycle::{Lifecycle, Stage};
 /// A guest.
 #[derive(Default)]
 pub struct Guest {
-    /// For people.
-    pub name: Option<String>,
+    /// What people call it.
+    pub names: GuestName,
     /// Where its devices are.
     pub lifecycle: Lifecycle,
     /// Its worker.
@@ -129,7 +130,7 @@ impl Guest {
             stage: word_for(stage),
             device: self.devices.get(&id).cloned(),
         });
-        GuestView { domid, name: self.name.clone(), devices: devices.collect() }
+        GuestView { domid, name: self.names.name.clone(), devices: devices.collect() }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod ask;
 pub mod control;
+mod edits;
 pub mod guest;
 mod look;
 pub mod prepare;
@@ -20,12 +21,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use virtio_backend::Operation;
 
+use crate::config::GuestName;
 use crate::model::{Device, DeviceId};
 use crate::protocol::{Answer, Order, Report, VERSION};
 use crate::toolstack::libxl::{self, Node};
 use crate::toolstack::lifecycle::{Action, Event, News, Trouble};
 use crate::toolstack::{Toolstack, nodes};
 use ask::Outcome;
+use edits::Edits;
 use guest::{Guest, GuestView};
 use prepare::{Directories, Prepared};
 use worker::{Heard, Spawner, Worker};
@@ -103,6 +106,7 @@ impl<S: Spawner> Broker<S> {
         let (cleared, mut from_clearing) = mpsc::channel(QUEUE);
         let guests = BTreeMap::new();
         let mut broker = Self { toolstack, spawner, settings, guests, prepared, heard, cleared };
+        let mut edits = Edits::of(&broker.settings.directories.configurations);
         broker.look_at_once().await;
         ready();
         loop {
@@ -111,6 +115,7 @@ impl<S: Spawner> Broker<S> {
                 sighting = sightings.next() => broker.look_at(sighting).await,
                 Some((node, prepared)) = from_preparation.recv() => broker.take_prepared(node, prepared).await,
                 Some((domid, heard)) = from_workers.recv() => broker.hear(domid, heard).await,
+                guest = edits.next() => broker.say_edited(&guest),
                 Some(node) = from_clearing.recv() => broker.publish(node, News::Closed).await,
                 Some(request) = requests.recv() => match request {
                     Request::List(reply) => broker.list(reply),
@@ -231,13 +236,13 @@ impl<S: Spawner> Broker<S> {
     /// For people; a guest is served all the same if it has none.
     async fn learn_name(&mut self, domid: u16) -> Option<String> {
         let guest = self.guests.entry(domid).or_default();
-        if guest.name.is_none() {
-            guest.name = match &self.toolstack {
-                Toolstack::Libxl(store) => nodes::guest_name(store, domid).await.ok().and_then(|names| names.name),
-                Toolstack::Static(file) => file.name(domid).map(str::to_owned),
+        if guest.names.name.is_none() {
+            guest.names = match &self.toolstack {
+                Toolstack::Libxl(store) => nodes::guest_name(store, domid).await.unwrap_or_default(),
+                Toolstack::Static(file) => GuestName { name: file.name(domid).map(str::to_owned), uuid: None },
             };
         }
-        guest.name.clone()
+        guest.names.name.clone()
     }
 
     fn attach(&mut self, domid: u16, id: DeviceId) -> Option<Event> {
@@ -304,7 +309,7 @@ impl<S: Spawner> Broker<S> {
         for (domid, guest) in &self.guests {
             for (id, other) in guest.devices.iter().filter(|(id, _)| (*domid, **id) != (node.domid, node.id)) {
                 if let Some(shared) = other.model.exclusive().into_iter().find(|taken| wanted.contains(taken)) {
-                    let whose = guest.name.as_deref().unwrap_or("without a name");
+                    let whose = guest.names.name.as_deref().unwrap_or("without a name");
                     anyhow::bail!("{shared} is used already by {} of guest {whose} (domain {domid}, {id})", other.name);
                 }
             }

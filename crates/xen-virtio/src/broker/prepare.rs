@@ -156,7 +156,8 @@ impl Choice {
 /// The guest's name, if it is fit to be part of a file's.
 fn file_name(name: &GuestName) -> Option<String> {
     let name = name.name.as_deref()?;
-    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !name.chars().any(char::is_control);
+    let plain =
+        !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !name.chars().any(char::is_control);
     plain.then(|| name.to_owned())
 }
 
@@ -235,7 +236,10 @@ mod tests {
     fn a_kind_that_nobody_serves_is_told_with_those_that_are() {
         let error = Choice::of_nth(&GuestConfig::default(), 26, 0).err().unwrap().to_string();
 
-        assert!(error.contains("ID 26") && error.contains("net (device1)") && error.contains("vsock (device13)"), "{error}");
+        assert!(
+            error.contains("ID 26") && error.contains("net (device1)") && error.contains("vsock (device13)"),
+            "{error}"
+        );
     }
 
     #[test]

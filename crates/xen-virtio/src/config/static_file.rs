@@ -10,7 +10,7 @@ use super::claims::Claims;
 use super::document::{Document, is_plain};
 use super::entry::{Written, take};
 use super::{ConfigError, Entry};
-use crate::model::WINDOW_BYTES;
+use crate::model::{SPIS, WINDOW_BYTES};
 
 /// The file as a whole.
 #[derive(Debug)]
@@ -40,9 +40,6 @@ pub struct StaticDevice {
 
 /// The domains a guest can be: from `DOMID_FIRST_RESERVED` on they have special meanings (xen.h).
 const DOMIDS: RangeInclusive<u16> = 1..=0x7fef;
-
-/// The interrupts a guest can have: shared ones, of the GIC (Arm GIC architecture, INTIDs 32 to 1019).
-const SPIS: RangeInclusive<u32> = 32..=1019;
 
 /// The registers are 32 bits wide each (virtio 1.2 §4.2.2).
 const BASE_ALIGNMENT: u64 = 4;

@@ -6,13 +6,12 @@
 //! Source: libxl_disk.c, libxl_virtio.c, libxl_device.c and libxl_arm.c of Xen 4.17 to 4.20.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::lifecycle::Sight;
 use crate::config::is_device_file;
-use crate::model::{Class, DeviceId, Place, WINDOW_BYTES};
+use crate::model::{Class, DeviceId, Place, SPIS, WINDOW_BYTES};
 
 /// The protocols served.
 pub const CLASSES: [Class; 2] = [Class::VirtioDisk, Class::Virtio];
@@ -42,9 +41,6 @@ pub mod state {
     /// `XenbusStateClosed`: what libxl waits for before the domain is destroyed.
     pub const CLOSED: &str = "6";
 }
-
-/// The interrupts a guest can have: shared ones, of the GIC (Arm GIC architecture, INTIDs 32 to 1019).
-const SPI: RangeInclusive<u32> = 32..=1019;
 
 /// A device of a guest, by its nodes in xenstore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -200,7 +196,7 @@ pub fn place(keys: &BTreeMap<&'static str, String>) -> Result<Place, KeyError> {
         base.checked_add(WINDOW_BYTES).is_some().then_some(base)
     })?;
     let irq = keys.number("irq", "a shared interrupt, 32 to 1019", |irq| {
-        u32::try_from(irq).ok().filter(|irq| SPI.contains(irq))
+        u32::try_from(irq).ok().filter(|irq| SPIS.contains(irq))
     })?;
     Ok(Place { base, irq })
 }
@@ -217,7 +213,11 @@ pub fn device_id(spelled: &str) -> Option<u32> {
 fn virtio_type(keys: &Keys<'_>) -> Result<u32, KeyError> {
     let value = keys.get("type")?;
     device_id(value).ok_or_else(|| {
-        malformed("type", value, "virtio,device and the virtio device ID in hexadecimal, such as virtio,device1 for a net")
+        malformed(
+            "type",
+            value,
+            "virtio,device and the virtio device ID in hexadecimal, such as virtio,device1 for a net",
+        )
     })
 }
 
@@ -332,12 +332,7 @@ mod tests {
 
     #[test]
     fn what_libxl_writes_is_understood() {
-        let disk = DiskSpec {
-            target: "/dev/vg/root".into(),
-            vdev: "xvda".into(),
-            read_only: false,
-            discard: true,
-        };
+        let disk = DiskSpec { target: "/dev/vg/root".into(), vdev: "xvda".into(), read_only: false, discard: true };
         let place = Place { base: 0x0200_0000, irq: 33 };
         assert_eq!(Description::parse(NODE, &keys()), Ok(Description { place, what: What::Disk(disk) }));
         let place = Place { base: 0x0200_0200, irq: 34 };
@@ -357,9 +352,17 @@ mod tests {
     fn h04_types_that_are_no_virtio_devices_are_refused() {
         assert_eq!(device_id("virtio,device1"), Some(1));
         assert_eq!(device_id("virtio,device13"), Some(19));
-        for spelled in ["virtio,device", "virtio,device ", "virtio,device0x1", "virtio,device+1", "virtio,device123456789",
-            "virtio", "device1", "virtio,deviceg", ""]
-        {
+        for spelled in [
+            "virtio,device",
+            "virtio,device ",
+            "virtio,device0x1",
+            "virtio,device+1",
+            "virtio,device123456789",
+            "virtio",
+            "device1",
+            "virtio,deviceg",
+            "",
+        ] {
             let mut keys = virtio_keys();
             keys.insert("type", spelled.into());
 

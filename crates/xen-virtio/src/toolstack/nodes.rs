@@ -37,8 +37,7 @@ pub async fn list(store: &Store) -> Result<Vec<Node>, Error> {
 pub async fn list_of_guest(store: &Store, class: Class, domid: u16) -> Result<Vec<Node>, Error> {
     let below = format!("{}/{domid}", libxl::class_directory(class));
     let devices = store.directory(&below).await?.unwrap_or_default();
-    let mut nodes: Vec<_> =
-        devices.iter().filter_map(|device| Node::of_path(&format!("{below}/{device}"))).collect();
+    let mut nodes: Vec<_> = devices.iter().filter_map(|device| Node::of_path(&format!("{below}/{device}"))).collect();
     nodes.sort_unstable();
     Ok(nodes)
 }
