@@ -3,6 +3,9 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
+# The kinds of device; under the name virtio-KIND the program serves that kind only.
+KINDS := disk net console rng vsock
+EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 # `make lab CASE="rw ext4"` runs these cases only.
 CASE ?=
 
@@ -38,9 +41,11 @@ build: ## Build the program for this machine
 install: ## Install what was built under PREFIX (/usr/local); DESTDIR for packagers
 	@test -x target/release/xen-virtio || { echo "There is no program yet: run make build first, not as root"; exit 1; }
 	install -D -m 755 target/release/xen-virtio $(DESTDIR)$(PREFIX)/sbin/xen-virtio
-	install -d $(DESTDIR)/etc/xen-virtio/guests
-	install -D -m 644 guest-config/guests/example.toml $(DESTDIR)$(PREFIX)/share/doc/xen-virtio/examples/example.toml
-	install -D -m 644 guest-config/virtio-disks.cfg $(DESTDIR)$(PREFIX)/share/doc/xen-virtio/examples/virtio-disks.cfg
+	for kind in $(KINDS); do ln -sf xen-virtio $(DESTDIR)$(PREFIX)/sbin/virtio-$$kind; done
+	install -d $(DESTDIR)/etc/xen-virtio/guests $(DESTDIR)$(EXAMPLES)
+	install -m 644 guest-config/guests/example.toml guest-config/virtio-disks.cfg guest-config/virtio-devices.cfg \
+		$(DESTDIR)$(EXAMPLES)
+	install -m 644 guest-config/static/example.toml $(DESTDIR)$(EXAMPLES)/static.toml
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's,/usr/local/sbin/,$(PREFIX)/sbin/,' guest-config/xen-virtio.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/xen-virtio.service
