@@ -102,11 +102,12 @@ impl Landing {
         Ok(())
     }
 
-    /// Puts all buffers back into the ring, the last taken first.
-    pub(crate) fn put_back(&mut self, ring: &mut Ring) {
-        while let Some(chain) = self.chains.pop_back() {
-            ring.unpop(chain);
-        }
+    /// Gives all buffers back to the driver, with nothing in them.
+    ///
+    /// # Errors
+    /// As [`Ring::push`].
+    pub(crate) fn give_back(&mut self, ring: &mut Ring) -> Result<(), Fault> {
         (self.bytes, self.pieces) = (0, 0);
+        self.chains.drain(..).try_for_each(|chain| ring.push(chain, 0))
     }
 }

@@ -121,10 +121,7 @@ impl Worker for PairWorker {
     }
 
     fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
-        if let Some(receiveq) = rings.first_mut() {
-            self.receiver.put_back(receiveq);
-        }
-        Ok(())
+        rings.first_mut().map_or(Ok(()), |receiveq| self.receiver.give_back(receiveq))
     }
 }
 

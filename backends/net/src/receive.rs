@@ -90,9 +90,12 @@ impl Receiver {
         Ok(Pass::More)
     }
 
-    /// Puts back into the ring what was taken from it.
-    pub(crate) fn put_back(&mut self, ring: &mut Ring) {
-        self.landing.put_back(ring);
+    /// Gives the driver back what was taken from the ring.
+    ///
+    /// # Errors
+    /// The ring is unusable.
+    pub(crate) fn give_back(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        self.landing.give_back(ring)
     }
 
     fn turn(&mut self, ring: &mut Ring, place: &mut Place<'_>) -> Result<Moved, Fault> {
