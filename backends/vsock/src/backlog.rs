@@ -56,3 +56,71 @@ impl Backlog {
         Ok(written)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "a pattern")]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use guest_memory::{Budget, MapCache, View};
+    use proptest::prelude::*;
+    use testkit::memory::FakeForeignMemory;
+    use vm_memory::GuestAddress;
+
+    use super::*;
+
+    const BASE: u64 = 0x4000_0000;
+    const LEN: usize = 1 << 16;
+
+    /// A guest's memory in which each byte differs from its neighbours, as one buffer in two pieces.
+    fn guest() -> (Vec<u8>, Buffers) {
+        let bytes: Vec<u8> = (0..LEN).map(|at| (at * 7 + at / 251) as u8).collect();
+        let memory = FakeForeignMemory::new(&[(BASE, LEN as u64)]);
+        memory.write(BASE, &bytes);
+        let view = View::new(MapCache::new(memory, Budget::default()));
+        let mut buffers = Buffers::new();
+        view.pin(GuestAddress(BASE + 100), LEN - 100, &mut buffers).unwrap();
+        view.pin(GuestAddress(BASE), 100, &mut buffers).unwrap();
+        ([&bytes[100..], &bytes[..100]].concat(), buffers)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn what_goes_in_comes_out_in_order_whatever_the_pieces(
+            steps in prop::collection::vec((0..LEN, 0..20_000usize, 0..20_000usize), 1..40),
+        ) {
+            let (bytes, buffers) = guest();
+            let (here, mut there) = UnixStream::pair().unwrap();
+            here.set_nonblocking(true).unwrap();
+            let (mut backlog, mut expected, mut written) = (Backlog::default(), VecDeque::<u8>::new(), 0);
+            for (at, len, read) in steps {
+                let len = len.min(LEN - at);
+                backlog.append(&buffers, at, len);
+                expected.extend(&bytes[at..at + len]);
+                written += backlog.write_to(&here).unwrap_or(0);
+                let mut some = vec![0; read.min(written)];
+                there.read_exact(&mut some).unwrap();
+                written -= some.len();
+                prop_assert!(expected.drain(..some.len()).eq(some));
+                prop_assert_eq!(backlog.len() + written, expected.len());
+            }
+        }
+    }
+
+    #[test]
+    fn memory_grows_to_the_next_power_of_two_and_goes_when_all_is_written() {
+        let (_, buffers) = guest();
+        let (here, _there) = UnixStream::pair().unwrap();
+        let mut backlog = Backlog::default();
+        for step in 1..=50 {
+            backlog.append(&buffers, 0, 1000);
+            assert!(backlog.bytes.capacity() <= (step * 1000usize).next_power_of_two());
+        }
+        assert_eq!(backlog.write_to(&here).unwrap(), 50_000);
+        assert!(backlog.is_empty());
+        assert_eq!(backlog.bytes.capacity(), 0);
+    }
+}

@@ -195,55 +195,62 @@ impl Connection {
 
     /// Passes on to the host `len` bytes of a packet of the guest's, which [`may_take`](Self::may_take) allows. Returns
     /// how many the host took; the rest is kept.
-    pub(crate) fn deliver(&mut self, packet: &Buffers, len: usize) -> usize {
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub(crate) fn deliver(&mut self, packet: &Buffers, len: usize) -> io::Result<usize> {
         let mut taken = 0;
-        if self.host_deaf {
-            // The guest is told; what it sent before it knows goes nowhere.
-            self.count_forwarded(len);
-            return 0;
-        }
         if let Some(socket) = self.socket.as_ref().filter(|_| self.writable && self.backlog.is_empty()) {
             let part = Part { buffers: packet, at: HEADER_LEN, len };
             let outcome = write_vectored(socket, &[], &[part]);
-            taken = self.wrote(outcome, len);
+            taken = self.wrote(outcome, len)?;
         }
-        if !self.host_deaf {
+        if self.host_deaf {
+            // The guest is told; what it sends before it knows goes nowhere.
+            self.count_forwarded(len - taken);
+        } else {
             self.backlog.append(packet, HEADER_LEN + taken, len - taken);
         }
-        taken
+        Ok(taken)
     }
 
     /// Writes to the host what it did not take before. Returns how many bytes it was.
-    pub(crate) fn flush(&mut self) -> usize {
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub(crate) fn flush(&mut self) -> io::Result<usize> {
         let mut taken = 0;
         if let Some(socket) = self.socket.as_ref().filter(|_| self.writable && !self.backlog.is_empty()) {
             let before = self.backlog.len();
             let outcome = self.backlog.write_to(socket);
-            taken = self.wrote(outcome, before);
+            taken = self.wrote(outcome, before)?;
+            if self.host_deaf {
+                self.count_forwarded(before);
+                self.backlog = Backlog::default();
+            }
         }
         self.pass_on_shutdown();
-        taken
+        Ok(taken)
     }
 
-    /// Takes what came of writing `wanted` bytes.
-    fn wrote(&mut self, outcome: io::Result<usize>, wanted: usize) -> usize {
+    /// Takes what came of writing `wanted` bytes. (Programs in Rust ignore SIGPIPE.)
+    fn wrote(&mut self, outcome: io::Result<usize>, wanted: usize) -> io::Result<usize> {
         match outcome {
             Ok(taken) => {
                 // A socket that takes a part is full.
                 self.writable = taken == wanted;
                 self.count_forwarded(taken);
-                taken
+                Ok(taken)
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(error) => {
                 self.writable = false;
-                0
-            }
-            Err(_) => {
-                // It may have left something to be read all the same.
-                self.host_deaf = true;
-                self.backlog = Backlog::default();
-                self.count_forwarded(wanted);
-                0
+                match error.kind() {
+                    ErrorKind::WouldBlock => {}
+                    // It may have left something to be read all the same.
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => self.host_deaf = true,
+                    _ => return Err(error),
+                }
+                Ok(0)
             }
         }
     }

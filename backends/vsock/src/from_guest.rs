@@ -89,8 +89,12 @@ impl Hub {
         if len > packet.readable.len().saturating_sub(HEADER_LEN) || !connection.may_take(len) {
             return false;
         }
-        let taken = connection.deliver(&packet.readable, len) as u64;
-        self.counters().bytes_to_host.fetch_add(taken, Relaxed);
+        match connection.deliver(&packet.readable, len) {
+            Ok(taken) => {
+                self.counters().bytes_to_host.fetch_add(taken as u64, Relaxed);
+            }
+            Err(error) => self.break_off(key, &error),
+        }
         true
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Hub {
     pub(crate) resets: VecDeque<Header>,
     /// Someone may wait at the listening socket.
     pub(crate) callers: bool,
-    /// What was done last failed for want of a descriptor; the listener has a deadline.
+    /// The host had no descriptor for one of them: nobody is let in until the listener's deadline.
     pub(crate) pauses: bool,
 }
 
@@ -92,6 +92,12 @@ impl Hub {
         self.count_end(before);
     }
 
+    /// Ends a connection that the host failed.
+    pub(crate) fn break_off(&mut self, key: Key, error: &io::Error) {
+        tracing::debug!(ports = ?self.table.get(key).map(|connection| connection.ports), %error, "A connection broke");
+        self.end(key);
+    }
+
     /// Forgets a connection of which the guest knows nothing, or nothing any more.
     pub(crate) fn forget(&mut self, key: Key) {
         if let Some(connection) = self.table.remove(key) {
@@ -115,7 +121,10 @@ impl Hub {
     pub(crate) fn settle(&mut self, key: Key) {
         let Some(connection) = self.table.get(key) else { return };
         if connection.phase == Phase::Established {
-            let taken = connection.flush() as u64;
+            let taken = match connection.flush() {
+                Ok(taken) => taken as u64,
+                Err(error) => return self.break_off(key, &error),
+            };
             let (is_done, lingers) =
                 (connection.is_done(), connection.guest_is_done() && connection.deadline.is_none());
             self.counters().bytes_to_host.fetch_add(taken, Relaxed);

@@ -92,8 +92,7 @@ impl Hub {
                 }
                 Ok(Fetched::Nothing) => return None,
                 Err(error) => {
-                    tracing::debug!(ports = ?connection.ports, %error, "A connection broke");
-                    self.end(key);
+                    self.break_off(key, &error);
                     return None;
                 }
             }

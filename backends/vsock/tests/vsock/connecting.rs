@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
-use testkit::driver::{Register, Registers};
+use testkit::driver::{Descriptor, Register, Registers};
 
-use crate::harness::{CID, Guest, HOST, Packet, op, read_line, wait_for};
+use crate::harness::{CID, Guest, HOST, Packet, RX_DATA, op, read_line, wait_for};
 
 #[test]
 fn spec_5_10_4_the_driver_reads_its_context_id() {
@@ -200,4 +200,17 @@ fn a_reset_of_a_queue_costs_no_connection() {
     guest.offer_usual_buffers();
 
     assert_eq!(guest.expect(op::RW).data, b"while there is no queue");
+}
+
+#[test]
+fn spec_5_10_6_7_buffers_for_events_are_kept_as_there_are_none() {
+    let mut guest = Guest::new();
+    guest.event.write_chain(0, &[Descriptor::writable(RX_DATA + (1 << 20), 4)]);
+    guest.event.publish(0);
+    guest.transport.notify(2);
+    guest.accept(80);
+    assert_eq!(guest.event.used_idx(), 0);
+    guest.transport.reset();
+    guest.start();
+    guest.accept(80);
 }

@@ -159,6 +159,7 @@ pub struct Guest {
     pub device: Arc<dyn Backend>,
     pub rx: RawQueue,
     pub tx: RawQueue,
+    pub event: RawQueue,
     pub socket: PathBuf,
     /// Receive buffers, each by its chain's head.
     buffers: Vec<Vec<Descriptor>>,
@@ -180,7 +181,8 @@ impl Guest {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let cache = MapCache::new(memory.clone(), Budget::default());
         let transport = Transport::new(Arc::clone(&device), Arc::new(NoLine), cache, "vsock").unwrap();
-        let [rx, tx] = [0, 1].map(|index| RawQueue::new(memory.clone(), BASE + index * QUEUE, RX_ENTRIES));
+        let [rx, tx, event] = [(0, RX_ENTRIES), (1, RX_ENTRIES), (2, 4)]
+            .map(|(index, entries)| RawQueue::new(memory.clone(), BASE + index * QUEUE, entries));
         let guest =
             Self { memory, transport, device, rx, tx, socket, buffers: Vec::new(), rx_seen: 0, _folder: folder };
         guest.bring_up();
@@ -188,9 +190,8 @@ impl Guest {
     }
 
     fn bring_up(&self) {
-        let event = RawQueue::new(self.memory.clone(), BASE + 2 * QUEUE, 4);
         assert!(self.transport.negotiate(FEATURES));
-        for (index, queue) in [(0, &self.rx), (1, &self.tx), (2, &event)] {
+        for (index, queue) in [(0, &self.rx), (1, &self.tx), (2, &self.event)] {
             self.transport.set_up_queue(index, queue);
         }
         self.transport.add_status(status::DRIVER_OK);
@@ -200,6 +201,7 @@ impl Guest {
     pub fn start(&mut self) {
         self.rx.clear();
         self.tx.clear();
+        self.event.clear();
         self.forget_buffers();
         self.bring_up();
         self.offer_usual_buffers();
