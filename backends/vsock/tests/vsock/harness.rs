@@ -184,7 +184,7 @@ impl Guest {
         let [rx, tx, event] = [(0, RX_ENTRIES), (1, RX_ENTRIES), (2, 4)]
             .map(|(index, entries)| RawQueue::new(memory.clone(), BASE + index * QUEUE, entries));
         let guest =
-            Self { memory, transport, device, rx, tx, socket, buffers: Vec::new(), rx_seen: 0, _folder: folder };
+            Self { memory, transport, device, rx, tx, event, socket, buffers: Vec::new(), rx_seen: 0, _folder: folder };
         guest.bring_up();
         guest
     }
