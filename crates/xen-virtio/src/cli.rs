@@ -47,6 +47,11 @@ pub enum Command {
     /// Where standard input is no terminal it is sent until it ends, and what comes is printed until nothing has come for
     /// a second. Exit code: 0 left, or the guest has ended; 1 there is no such port, or somebody else has it.
     Console(Console),
+    /// Say what a guest will get of its xl configuration, and what is wrong with it
+    ///
+    /// Reads the files that xl and `serve` would read, and asks neither, so it works without Xen and for guests that do not
+    /// run. Exit code: 0 all is well, 1 something is wrong, 2 it was called wrongly.
+    Check(Check),
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
     Worker,
@@ -113,6 +118,20 @@ pub struct Link {
     pub runtime: Runtime,
 }
 
+/// Options of `check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The guest's xl configuration
+    #[arg(value_name = "XL.CFG")]
+    pub configuration: PathBuf,
+    /// The guest's TOML file; if left out, that which `serve` would find
+    #[arg(value_name = "GUEST.TOML")]
+    pub options: Option<PathBuf>,
+    /// Directory of the guests' configuration files, NAME.toml or UUID.toml
+    #[arg(long, value_name = "DIR", default_value = config::DIRECTORY, conflicts_with = "options")]
+    pub guests: PathBuf,
+}
+
 /// A network cable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cable {
@@ -166,7 +185,7 @@ fn with_kind(mut arguments: Vec<OsString>) -> Vec<OsString> {
     };
     let own_place = format!("--run=/run/virtio-{kind}");
     let has_place = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--run"));
-    if !has_place && command != "worker" && command != "help" {
+    if !has_place && !["worker", "help", "check"].iter().any(|placeless| command == *placeless) {
         arguments.push(own_place.into());
     }
     if command == "serve" {
@@ -190,6 +209,8 @@ mod tests {
 
         let Command::List(list) = parse("virtio-console list --run /tmp/x") else { panic!("list") };
         assert_eq!(list.runtime.directory, PathBuf::from("/tmp/x"));
+
+        assert!(matches!(parse("virtio-net check web.cfg"), Command::Check(_)));
 
         let Command::Serve(serve) = parse("xen-virtio serve") else { panic!("serve") };
         assert_eq!((serve.only, serve.runtime.directory), (None, PathBuf::from("/run/xen-virtio")));

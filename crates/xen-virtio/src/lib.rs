@@ -8,6 +8,7 @@
 
 pub mod broker;
 pub mod channel;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xen_virtio::cli::{Cli, Command};
-use xen_virtio::{console, list, operate, serve, worker};
+use xen_virtio::{check, console, list, operate, serve, worker};
 
 fn main() -> ExitCode {
     let ended = match Cli::of_this_process().command {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Wait(options) => operate::wait(&options),
         Command::Link(options) => operate::link(&options),
         Command::Console(options) => console::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Worker => worker::run(),
     };
     match ended {

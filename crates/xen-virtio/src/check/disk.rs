@@ -76,13 +76,15 @@ impl<'e> Written<'e> {
     /// Takes a prefix off a target.
     fn prefix(&mut self, rest: &'e str) -> Option<&'e str> {
         let is_target = |rest: &str| rest.starts_with('/');
-        if let Some(target) = PREFIXES.iter().find_map(|prefix| rest.strip_prefix(prefix)).filter(|rest| is_target(rest)) {
+        if let Some(target) =
+            PREFIXES.iter().find_map(|prefix| rest.strip_prefix(prefix)).filter(|rest| is_target(rest))
+        {
             self.has_prefix = true;
             return Some(target);
         }
-        let format = ["raw", "qcow2", "qcow", "vhd"].into_iter().find(|format| {
-            rest.strip_prefix(format).and_then(|rest| rest.strip_prefix(':')).is_some_and(is_target)
-        })?;
+        let format = ["raw", "qcow2", "qcow", "vhd"]
+            .into_iter()
+            .find(|format| rest.strip_prefix(format).and_then(|rest| rest.strip_prefix(':')).is_some_and(is_target))?;
         self.has_prefix = true;
         self.format = Some(format);
         rest.get(format.len() + 1..)

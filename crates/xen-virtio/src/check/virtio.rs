@@ -24,7 +24,8 @@ pub(super) fn parse(entry: &str) -> Result<VirtioEntry, String> {
         match part.split_once('=') {
             // The one value with a comma in it: "virtio,device1".
             Some(("type", value)) if value.starts_with("virtio") => {
-                let rest = parts.next().ok_or("type=virtio is not all: write type=virtio,device1 for a network card")?;
+                let rest =
+                    parts.next().ok_or("type=virtio is not all: write type=virtio,device1 for a network card")?;
                 spelled = Some(format!("{value},{rest}"));
             }
             Some(("type", value)) => spelled = Some(value.to_owned()),
@@ -46,7 +47,7 @@ pub(super) fn parse(entry: &str) -> Result<VirtioEntry, String> {
         Some(other) => return Err(format!("There is no transport={other}: write transport=mmio")),
         None => return Err("Without transport=mmio the guest does not find the device: add it".to_owned()),
     }
-    let grants = grants.map(|value| !matches!(value, "0" | "0x0" | ""));
+    let grants = grants.map(|value| value != "0");
     Ok(VirtioEntry { device_id, server: Server::new(backend, grants)? })
 }
 

@@ -60,7 +60,9 @@ impl XlConfig {
         match self.settings.get(key) {
             None => Ok(None),
             Some(Value { content: Content::Text(text), .. }) => Ok(Some(text)),
-            Some(list) => Err(self.mistake(list.line, format!("{key} is a list, and should be one text: {key}=\"...\""))),
+            Some(list) => {
+                Err(self.mistake(list.line, format!("{key} is a list, and should be one text: {key}=\"...\"")))
+            }
         }
     }
 
@@ -72,7 +74,9 @@ impl XlConfig {
                 .iter()
                 .map(|value| match &value.content {
                     Content::Text(text) => Ok((text.as_str(), self.origin(value.line))),
-                    Content::List(_) => Err(self.mistake(value.line, format!("{key} has a list in it, and not a text"))),
+                    Content::List(_) => {
+                        Err(self.mistake(value.line, format!("{key} has a list in it, and not a text")))
+                    }
                 })
                 .collect(),
             Some(text) => Err(self.mistake(text.line, format!("{key} is no list: write {key}=[ \"...\" ]"))),
@@ -154,7 +158,9 @@ impl Parser<'_> {
                 Ok(Value { line, content: Content::List(self.values(name, line, depth)?) })
             }
             Some(Token::Open) => Err(self.lexer.wrong(format!("{name} has too many lists within each other"))),
-            _ => Err(self.lexer.wrong(format!("{name} has no value here: write a text in quotes, a number, or a list"))),
+            _ => {
+                Err(self.lexer.wrong(format!("{name} has no value here: write a text in quotes, a number, or a list")))
+            }
         }
     }
 
