@@ -176,10 +176,10 @@ impl Receiver {
     }
 
     fn give(&mut self, ring: &mut Ring, chains: u16, len: usize, place: &Place<'_>) -> Result<Moved, Fault> {
-        self.landing.give(ring, chains, len)?;
         let counters = &place.shared.counters;
         counters.rx_packets.fetch_add(1, Relaxed);
         counters.rx_bytes.fetch_add(len.saturating_sub(HEADER_LEN) as u64, Relaxed);
+        self.landing.give(ring, chains, len)?;
         Ok(true)
     }
 
