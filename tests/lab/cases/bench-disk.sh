@@ -1,4 +1,4 @@
-# What `make bench-lab` counts; not one of the cases, though written like them.
+# What `make bench-lab` counts of a disk; not one of the cases, though written like them.
 # shellcheck shell=sh
 
 # "NAME FIO-ARGUMENTS": what the guest's fio does.
@@ -12,52 +12,37 @@ END
 }
 
 dom0() {
-    guest bench fio "$(new_disk bench 64)"
+    guest disk fio "$(new_disk bench 64)"
     noise /run/disks/bench 64
-    with_fio bench
-    create bench
+    with_fio disk
+    create disk
     worker=$(worker_pids)
     for name in $(workloads | cut -d ' ' -f 1); do
         measure "$name"
     done
-    tell bench end
-    finish bench
+    tell disk end
+    finish disk
 }
 
 # measure NAME: prints what the worker and Xen did in this workload, for each guest I/O: first
 # undisturbed, then once more under strace, which would falsify the processor's time.
 measure() {
-    expect bench "ready $1 undisturbed" 300
+    expect disk "ready $1 undisturbed" 300
     snapshot >/run/before
-    tell bench go
-    expect bench "done $1 undisturbed" 300
+    tell disk go
+    expect disk "done $1 undisturbed" 300
     snapshot >/run/after
-    said bench "result $1 undisturbed" >/run/undisturbed
-    ios=$(cut -d ' ' -f 1 /run/undisturbed)
+    said disk "result $1 undisturbed" >/run/undisturbed
 
-    expect bench "ready $1 traced" 300
-    trace "$1" &
-    trace=$!
-    sleep 1
-    tell bench go
-    expect bench "done $1 traced" 600
-    kill -INT "$(pidof strace)"
-    wait "$trace"
-    traced_ios=$(said bench "result $1 traced" | cut -d ' ' -f 1)
+    expect disk "ready $1 traced" 300
+    start_trace "$1"
+    tell disk go
+    expect disk "done $1 traced" 600
+    stop_trace
 
-    echo "@@ figures $1 iops $(cut -d ' ' -f 2 /run/undisturbed)"
-    awk -v ios="$ios" 'NR == FNR { before[$1] = $2; next } { print $1, ($2 - before[$1]) / ios }' /run/before /run/after |
-        sed "s/^/@@ figures $1 /"
-    awk -v ios="$traced_ios" '$NF == "total" { print "syscalls", $4 / ios }' "/lab/logs/strace-$1.txt" |
-        sed "s/^/@@ figures $1 /"
-}
-
-trace() { strace -c -f -o "/lab/logs/strace-$1.txt" -p "$worker" 2>/dev/null; }
-
-# Counters by name: ours, and the worker's processor time in ns.
-snapshot() {
-    xen-virtio list --json | sed -n 's/^ *"\([a-z_]*\)": \([0-9]*\),*$/\1 \2/p'
-    echo "cpu_us $(cat "/proc/$worker"/task/*/schedstat | awk '{ n += $1 } END { printf "%.0f", n / 1000 }')"
+    figure "$1" iops "$(cut -d ' ' -f 2 /run/undisturbed)"
+    figures "$1" "$(cut -d ' ' -f 1 /run/undisturbed)"
+    figure "$1" syscalls "$(traced_calls "$1" "$(said disk "result $1 traced" | cut -d ' ' -f 1)")"
 }
 
 guest_fio() {

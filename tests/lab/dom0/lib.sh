@@ -9,12 +9,13 @@ disk_spec="format=raw, access=rw, backendtype=standalone, specification=virtio"
 # Copies from the build machine what guests are made of, and our program.
 set_up() {
     mkdir -p /guest
-    cp /lab/Image /lab/guest.cpio /lab/guest-fio.cpio /guest/
+    cp /lab/Image /lab/*.cpio /guest/
     cp /lab/xen-virtio /usr/sbin/
 }
 
+# The first reason stands: what follows may follow from it.
 fail() {
-    echo "$*" >"/run/$case.reason"
+    [ -s "/run/$case.reason" ] || echo "$*" >"/run/$case.reason"
     exit 1
 }
 
@@ -91,6 +92,25 @@ noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" seek="${3:-0}" conv=notrun
 # sum_of FILE: its checksum.
 sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 
+# --- networks ---
+
+# new_bridge NAME ADDRESS/BITS [MTU]: a bridge on which Dom0 has an address.
+new_bridge() {
+    modprobe bridge
+    check brctl addbr "$1"
+    check ip link set "$1" mtu "${3:-1500}"
+    check ip address add "$2" dev "$1"
+    check ip link set "$1" up
+}
+
+remove_bridges() {
+    for bridge in /sys/class/net/*/bridge; do
+        [ -d "$bridge" ] || continue
+        bridge=$(basename "$(dirname "$bridge")")
+        ip link set "$bridge" down && brctl delbr "$bridge"
+    done
+}
+
 # --- guests ---
 
 # guest NAME PART [DISK...]: writes an xl configuration whose guest runs guest_PART of this
@@ -122,6 +142,29 @@ END
 with_fio() {
     set_option "$1" 'ramdisk = "/guest/guest-fio.cpio"'
     set_option "$1" 'memory = 512'
+}
+
+# with_net_programs NAME: gives the guest iperf3, socat and rngtest.
+with_net_programs() {
+    set_option "$1" 'ramdisk = "/guest/guest-net.cpio"'
+    set_option "$1" 'memory = 256'
+}
+
+# with_virtio NAME TYPE...: gives the guest virtio devices, by their type's hexadecimal number:
+# 1 network, 2 disk, 3 console, 4 entropy, 13 vsock.
+with_virtio() {
+    virtio_guest=$1 virtio_list=''
+    shift
+    for virtio_type in "$@"; do
+        virtio_list="$virtio_list'type=virtio,device$virtio_type,transport=mmio,grant_usage=0', "
+    done
+    set_option "$virtio_guest" "virtio = [ $virtio_list]"
+}
+
+# entries NAME: the guest's configuration file, from standard input.
+entries() {
+    mkdir -p /etc/xen-virtio/guests
+    cat >"/etc/xen-virtio/guests/$1.toml"
 }
 
 # set_option NAME "KEY = VALUE": sets an option of a guest's xl configuration.
@@ -159,6 +202,27 @@ tell() {
     tell_name=$1
     shift
     echo "$*" >"$(xenstore-read "/local/domain/$(domid "$tell_name")/console/tty")"
+}
+
+# ask NAME COMMAND...: runs a line of shell in a guest whose part is "obey" and prints what it
+# says; false if it fails there.
+ask() {
+    ask_guest=$1 ask_before=$(answers "$1")
+    shift
+    tell "$ask_guest" "$*"
+    wait_until 60 has_answered "$ask_guest" "$ask_before" || fail "guest $ask_guest does not end this: $*"
+    tr -d '\r' <"$(console "$ask_guest")" |
+        awk -v before="$ask_before" '/^@ answer / { n++ } /^@ output / && n == before { sub("@ output ", ""); print }'
+    [ "$(said "$ask_guest" answer | tail -n 1)" = 0 ]
+}
+
+answers() { said "$1" answer | wc -l; }
+has_answered() { [ "$(answers "$1")" -gt "$2" ] || is_gone "$1"; }
+
+# in_guest NAME COMMAND...: asks for what must succeed.
+in_guest() {
+    in_guest_output=$(ask "$@") || fail "in guest $*: $(echo "$in_guest_output" | tail -n 3)"
+    [ -z "$in_guest_output" ] || echo "$in_guest_output"
 }
 
 is_listed() { xl list "$1" >/dev/null 2>&1; }

@@ -12,13 +12,42 @@ fail() {
 
 check() { "$@" || fail "this failed: $*"; }
 
-# Waits for a disk to be there.
-need_disk() {
-    need_tries=100
-    until [ -b "/dev/$1" ]; do
-        need_tries=$((need_tries - 1))
-        [ "$need_tries" -gt 0 ] || fail "there is no disk $1"
+# wait_until SECONDS COMMAND...: true as soon as the command is.
+wait_until() {
+    wait_tries=$(($1 * 10))
+    shift
+    until "$@"; do
+        wait_tries=$((wait_tries - 1))
+        [ "$wait_tries" -gt 0 ] || return 1
         sleep 0.1
+    done
+}
+
+# Waits for a disk to be there.
+need_disk() { wait_until 10 test -b "/dev/$1" || fail "there is no disk $1"; }
+
+# Prints where the device tree has virtio devices.
+device_addresses() {
+    for device in /proc/device-tree/virtio@*; do echo "0x${device#*@}"; done
+}
+
+# need_net NAME ADDRESS/BITS [MTU]: waits for a network interface and brings it up.
+need_net() {
+    wait_until 10 test -e "/sys/class/net/$1" || fail "there is no network interface $1"
+    check ip link set "$1" mtu "${3:-1500}"
+    check ip link set "$1" up
+    check ip address add "$2" dev "$1"
+}
+
+# Runs what Dom0 asks for, a line of shell each, until it says "end".
+guest_obey() {
+    stty -echo </dev/console
+    say "obeying"
+    while read -r command </dev/console && [ "$command" != end ]; do
+        (eval "$command") </dev/null >/tmp/answer 2>&1
+        status=$?
+        sed 's/^/@ output /' /tmp/answer
+        say "answer $status"
     done
 }
 

@@ -1,0 +1,69 @@
+# What `make bench-lab` counts of a network interface: ours, and Xen's own of the same guest. Not
+# one of the cases, though written like them.
+# shellcheck shell=sh
+
+mib=128
+
+dom0() {
+    modprobe xen-netback
+    new_bridge lab 192.168.77.1/24
+    guest net both
+    with_net_programs net
+    with_virtio net 1
+    set_option net "vif = [ 'mac=00:16:3e:77:00:03,bridge=lab,script=/lab/dom0/vif-script' ]"
+    entries net <<END
+[[net]]
+bridge = "lab"
+mac = "00:16:3e:77:00:02"
+END
+    create net
+    expect net obeying 60
+    worker=$(worker_pids)
+    iperf3 -s -D
+    for backend in xen-virtio:02 PV:03; do
+        in_guest net "use 00:16:3e:77:00:${backend#*:}"
+        measure "to-dom0-${backend%:*}" ''
+        measure "from-dom0-${backend%:*}" --reverse
+    done
+    tell net end
+    finish net
+    remove_bridges
+}
+
+# measure NAME OPTION: prints what a MiB of TCP costs: first undisturbed, then, if a worker of
+# ours serves it, once more under strace.
+measure() {
+    transfer 16 "$2" >/dev/null
+    { snapshot && interrupts; } >/run/before
+    speed=$(transfer "$mib" "$2")
+    { snapshot && interrupts; } >/run/after
+    figure "$1" mbits "$speed"
+    figures "$1" "$mib"
+    case $1 in *-PV) return ;; esac
+    start_trace "$1"
+    transfer "$mib" "$2" >/dev/null
+    stop_trace
+    figure "$1" all_syscalls "$(traced_calls "$1" "$mib")"
+}
+
+# transfer MIB OPTION: prints the megabits a second.
+transfer() { in_guest net "iperf3 -c 192.168.77.1 -n ${1}M -f m $2" | awk '/receiver$/ { print $7 }'; }
+
+# What both sides' kernels took: the guest's interrupts of either interface, and those of Dom0
+# that Xen's own backend is notified by.
+interrupts() {
+    echo "guest_interrupts $(in_guest net cat /proc/interrupts | grep 'virtio\|vif' | awk '{ n += $2 } END { print n + 0 }')"
+    echo "backend_interrupts $(grep vif /proc/interrupts | awk '{ n += $2 } END { print n + 0 }')"
+}
+
+guest_both() { guest_obey; }
+
+# use MAC: the interface with this address gets ours, the other goes down.
+use() {
+    for interface in eth0 eth1; do
+        ip address flush dev $interface
+        ip link set $interface down
+        if [ "$(cat /sys/class/net/$interface/address)" = "$1" ]; then need_net $interface 192.168.77.2/24; fi
+    done
+    wait_until 20 ping -c 1 -W 1 192.168.77.1
+}
