@@ -19,8 +19,8 @@ pub(crate) struct Port(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     output: VecDeque<u8>,
-    /// How many bytes of output went before the first of `output`.
-    output_at: u64,
+    /// How many of the first bytes of `output` a sink is being asked to take: they are not dropped meanwhile.
+    in_hand: usize,
     input: VecDeque<u8>,
     reader: Reader,
     /// Since when output waits for the reader to make room.
@@ -49,20 +49,15 @@ pub(crate) struct Offered {
 }
 
 impl State {
-    /// Puts all of `bytes` in, at the cost of the oldest.
+    /// Puts all of `bytes` in, at the cost of the oldest. Returns how many were lost.
     fn push_evicting(&mut self, bytes: &[u8]) -> usize {
-        let kept = bytes.get(bytes.len().saturating_sub(OUTPUT_BYTES)..).unwrap_or(bytes);
+        let most = OUTPUT_BYTES.saturating_sub(self.in_hand);
+        let kept = bytes.get(bytes.len().saturating_sub(most)..).unwrap_or(bytes);
         let evicted = (self.output.len() + kept.len()).saturating_sub(OUTPUT_BYTES);
-        self.remove_output(evicted);
+        let oldest = self.in_hand.min(self.output.len());
+        self.output.drain(oldest..(oldest + evicted).min(self.output.len()));
         self.output.extend(kept);
-        let skipped = bytes.len() - kept.len();
-        self.output_at += skipped as u64;
-        evicted + skipped
-    }
-
-    fn remove_output(&mut self, count: usize) {
-        self.output.drain(..count.min(self.output.len()));
-        self.output_at += count as u64;
+        evicted + bytes.len() - kept.len()
     }
 }
 
@@ -134,25 +129,25 @@ impl Port {
         std::mem::replace(&mut state.reader, Reader::Absent) != Reader::Absent
     }
 
-    /// Copies the next bytes of output. Returns how many, and what to tell [`Port::sent`] of the first.
-    pub(crate) fn next_output(&self, to: &mut [u8]) -> (usize, u64) {
-        let state = self.lock();
+    /// Copies the next bytes of output, for a sink to take. Returns how many; [`Port::sent`] has to follow.
+    pub(crate) fn next_output(&self, to: &mut [u8]) -> usize {
+        let mut state = self.lock();
         let count = to.len().min(state.output.len());
         to.iter_mut().zip(&state.output).for_each(|(to, byte)| *to = *byte);
-        (count, state.output_at)
+        state.in_hand = count;
+        count
     }
 
-    /// The sink has taken `count` bytes from `at` on; meanwhile some may have been dropped. True if the lane waits to
-    /// hear of it.
-    pub(crate) fn sent(&self, at: u64, count: usize) -> bool {
+    /// The sink has taken the first `count` of these bytes, and the others not. True if the lane waits to hear of it.
+    pub(crate) fn sent(&self, count: usize) -> bool {
         let mut state = self.lock();
-        let end = at + count as u64;
-        let left = usize::try_from(end.saturating_sub(state.output_at)).unwrap_or(usize::MAX);
-        state.remove_output(left);
+        state.in_hand = 0;
+        let count = count.min(state.output.len());
+        state.output.drain(..count);
         if state.reader == Reader::Stalled && state.output.len() <= OUTPUT_BYTES / 2 {
             state.reader = Reader::Attached;
         }
-        state.waiting_since.is_some()
+        count > 0 && state.waiting_since.is_some()
     }
 
     /// How much input there is room for.
@@ -191,8 +186,9 @@ mod tests {
 
     fn output(port: &Port) -> Vec<u8> {
         let mut bytes = vec![0; 2 * OUTPUT_BYTES];
-        let (count, _) = port.next_output(&mut bytes);
+        let count = port.next_output(&mut bytes);
         bytes.truncate(count);
+        port.sent(0);
         bytes
     }
 
@@ -240,26 +236,30 @@ mod tests {
         port.give_up_on_reader();
         assert_eq!(port.offer(b"x"), Offered { taken: 1, dropped: 1, news: false });
 
-        let (_, at) = port.next_output(&mut []);
-        port.sent(at, OUTPUT_BYTES / 2);
+        port.sent(OUTPUT_BYTES / 2);
         assert_eq!(port.offer(&full).taken, OUTPUT_BYTES / 2, "waited for again");
-        assert!(port.sent(at, OUTPUT_BYTES / 2 + 1), "the lane is to be told of room");
+        assert!(port.sent(1), "the lane is to be told of room");
         assert_eq!(port.offer(b"yz").taken, 1);
     }
 
     #[test]
-    fn what_was_dropped_while_it_was_sent_is_not_taken_away_twice() {
+    fn what_a_sink_is_being_asked_to_take_is_not_dropped_and_all_around_it_is_bounded() {
         let port = Port::default();
         let bytes = numbered(OUTPUT_BYTES);
         port.offer(&bytes);
-        let (_, at) = port.next_output(&mut [0; 100]);
-        port.offer(&[1; 60]);
+        assert_eq!(port.next_output(&mut [0; 100]), 100);
+        assert_eq!(port.offer(&[1; 60]).dropped, 60);
+        assert_eq!(port.offer(&[2; OUTPUT_BYTES]).dropped, OUTPUT_BYTES);
 
-        port.sent(at, 100);
+        let left = output(&port);
+        assert_eq!(left.len(), OUTPUT_BYTES);
+        assert_eq!(left[..100], bytes[..100]);
+        assert!(left[100..].iter().all(|byte| *byte == 2));
 
-        assert_eq!(output(&port)[..4], bytes[100..104]);
-        port.sent(at, 100);
-        assert_eq!(output(&port)[..4], bytes[100..104]);
+        port.sent(30);
+        assert_eq!(output(&port)[..71], [&bytes[30..100], &[2]].concat());
+        port.offer(&[3; OUTPUT_BYTES]);
+        assert_eq!(output(&port), [3; OUTPUT_BYTES], "no longer in hand");
     }
 
     #[test]

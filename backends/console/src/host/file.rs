@@ -59,7 +59,7 @@ impl End for LogFile {
     fn pump(&mut self, side: &Side<'_>) -> bool {
         let mut bytes = [0; CHUNK];
         for _ in 0..MOST_CALLS {
-            let (count, at) = side.port.next_output(&mut bytes);
+            let count = side.port.next_output(&mut bytes);
             let Some(bytes) = bytes.get(..count).filter(|bytes| !bytes.is_empty()) else { return false };
             if self.len.saturating_add(count as u64) > self.limit {
                 self.begin_anew(side);
@@ -67,13 +67,13 @@ impl End for LogFile {
             match self.file.write(bytes) {
                 Ok(written) => {
                     self.len = self.len.saturating_add(written as u64);
-                    side.sent(at, written);
+                    side.sent(written);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Later output may fit again, as when somebody makes room.
                 Err(error) => {
                     side.note_failure("writing to a file", &error);
-                    side.lost(at, count);
+                    side.lost(count);
                 }
             }
         }

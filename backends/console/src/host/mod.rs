@@ -25,8 +25,9 @@ use crate::port::Port;
 use crate::shared::{Shared, Size};
 use crate::{Config, ConfigError, Sink};
 
-/// How long the guest may be held up by a reader that takes nothing at all. A driver may spin meanwhile.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the guest may be held up by a reader that takes nothing at all. Long enough for one who has to wait for a
+/// processor; a driver may spin meanwhile, which kernels complain of after many seconds.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A port's end on the host, as the thread works it.
 trait End: Send {
@@ -85,20 +86,20 @@ impl Side<'_> {
         self.shared.lane.ring();
     }
 
-    /// The sink has taken `count` bytes of output.
-    fn sent(&self, at: u64, count: usize) {
+    /// The sink has taken the first `count` bytes of the output it was given.
+    fn sent(&self, count: usize) {
         self.shared.counters.bytes_out.fetch_add(count as u64, Relaxed);
-        self.done(at, count);
+        self.done(count);
     }
 
-    /// The sink has failed to take `count` bytes of output, and will not be asked again.
-    fn lost(&self, at: u64, count: usize) {
+    /// The sink has failed to take the first `count` bytes of output, and will not be asked again.
+    fn lost(&self, count: usize) {
         self.shared.counters.bytes_dropped.fetch_add(count as u64, Relaxed);
-        self.done(at, count);
+        self.done(count);
     }
 
-    fn done(&self, at: u64, count: usize) {
-        if self.port.sent(at, count) {
+    fn done(&self, count: usize) {
+        if self.port.sent(count) {
             self.shared.lane.ring();
         }
     }

@@ -136,12 +136,13 @@ impl Stream {
             if self.output != Flow::Ready {
                 return false;
             }
-            let (count, at) = side.port.next_output(&mut bytes);
+            let count = side.port.next_output(&mut bytes);
             let Some(bytes) = bytes.get(..count).filter(|bytes| !bytes.is_empty()) else { return false };
-            match write(&self.fd, bytes) {
-                Ok(count) => side.sent(at, count),
+            let written = write(&self.fd, bytes);
+            side.sent(written.unwrap_or(0));
+            match written {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.output = Flow::Blocked,
-                Err(Errno::INTR) => {}
                 Err(_gone) => {
                     self.is_gone = true;
                     self.output = Flow::Ended;
