@@ -1,7 +1,8 @@
 //! What is printed.
 
+use super::found::Found;
 use super::mistake::printable;
-use super::plan::{Plan, Planned};
+use super::plan::{Plan, Planned, What};
 
 /// The devices of a guest, in words.
 pub(super) fn report(guest: &str, plan: &Plan) -> String {
@@ -10,11 +11,20 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
         1 => format!("{guest}: 1 virtio device\n"),
         several => format!("{guest}: {several} virtio devices\n"),
     };
-    for device in &plan.devices {
-        text += &format!("  {}\n", printable(&headline(device)));
-        if device.domain.is_none() && device.model.is_some() {
-            let options = device.options.as_ref().map_or("defaults".to_owned(), ToString::to_string);
-            text += &format!("    options: {}\n", printable(&options));
+    for Planned { place, what } in &plan.devices {
+        let place = place.map_or_else(
+            || "without a place".to_owned(),
+            |place| format!("at {:#x}, interrupt {}", place.base, place.irq),
+        );
+        text += &match what {
+            What::Ours(found) => format!("  {} {place}: {}\n", name(found), printable(&found.model.host_end())),
+            What::Elsewhere { called, domain } => {
+                format!("  {} {place}: served by domain {}\n", printable(called), printable(domain))
+            }
+        };
+        if let What::Ours(Found { options, .. }) = what {
+            let options = options.as_ref().map_or("defaults".to_owned(), ToString::to_string);
+            text += &format!("    options: {options}\n");
         }
     }
     if plan.needs_virtio_list {
@@ -23,18 +33,7 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
     text
 }
 
-fn headline(device: &Planned) -> String {
-    let Planned { called, place, model, options: _, domain } = device;
-    let mut text = match model.as_ref().map(|model| model.kind()) {
-        Some(kind) if !called.starts_with(kind) => format!("{kind} {called}"),
-        _ => called.clone(),
-    };
-    if let Some(place) = place {
-        text += &format!(" at {:#x}, interrupt {}", place.base, place.irq);
-    }
-    match (model, domain) {
-        (_, Some(domain)) => text + &format!(": served by domain {domain}"),
-        (Some(model), None) => text + &format!(": {}", model.host_end()),
-        (None, None) => text + ": not known",
-    }
+fn name(found: &Found) -> String {
+    let (kind, called) = (found.model.kind(), printable(&found.called));
+    if called.starts_with(kind) { called } else { format!("{kind} {called}") }
 }

@@ -1,6 +1,9 @@
 //! Tests of xl's language.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::check::{disk, virtio};
 
 fn parse(text: &str) -> XlConfig {
     XlConfig::parse(Path::new("web.cfg"), text).unwrap_or_else(|mistake| panic!("{text:?}: {mistake}"))
@@ -99,5 +102,26 @@ fn h10_a_file_that_is_missing_too_large_or_no_text_is_refused() {
     for (name, what) in [("none", "No such file"), ("huge", "larger than"), ("binary", "UTF-8"), ("", "directory")] {
         let error = XlConfig::read(&path(name)).unwrap_err().to_string();
         assert!(error.contains(what), "{name} gives {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn h10_any_text_is_understood_or_refused(text in r#"([a-z]{1,3}|["'\[\],=+;#\\\n\t x0-9é]){0,40}"#) {
+        let _ = XlConfig::parse(Path::new("web.cfg"), &text);
+    }
+
+    #[test]
+    fn h10_any_entry_is_understood_or_refused(
+        entry in "(type=|virtio|,|device|mmio|target=|vdev=|phy:/|raw:|=|specification=virtio| |[0-9a-fé/:]){0,12}",
+    ) {
+        let _ = (disk::parse(&entry), virtio::parse(&entry));
+    }
+
+    #[test]
+    fn a_text_reads_as_it_was_quoted(text in any::<String>()) {
+        let escaped = text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+        let config = parse(&format!("a = \"{escaped}\""));
+        prop_assert_eq!(config.text("a"), Ok(Some(&*text)));
     }
 }
