@@ -40,7 +40,7 @@ pub enum Order {
     /// it.
     Attach {
         /// What it is, and where the guest finds it.
-        device: Device,
+        device: Box<Device>,
     },
     /// Finish what is in flight for this device, let go of all it holds, and say so.
     Detach {
@@ -156,7 +156,7 @@ mod tests {
         let id = sample::disk("xvda").id;
         let orders = [
             Order::Start { version: VERSION, domid: 7 },
-            Order::Attach { device: sample::disk("xvda") },
+            Order::Attach { device: Box::new(sample::disk("xvda")) },
             Order::Reserve { id, place: sample::disk("xvda").place },
             Order::Vacate { id },
             Order::Detach { id },

@@ -417,8 +417,11 @@ fn a_listing_has_what_the_broker_knows_and_what_the_worker_counts() {
         let device =
             DeviceReport { id: disk_id(XVDA), state: "driver-ok".into(), counters: vec![Counter::new("requests", 12)] };
         let foreign = DeviceReport { id: disk_id(99), ..device.clone() };
-        worker
-            .say(&Answer::Report(Report { alive: true, counters: vec![Counter::new("traps", 3)], devices: vec![device, foreign] }));
+        worker.say(&Answer::Report(Report {
+            alive: true,
+            counters: vec![Counter::new("traps", 3)],
+            devices: vec![device, foreign],
+        }));
         worker
     });
 

@@ -91,6 +91,7 @@ fn all_mistakes_are_told_each_with_its_place_and_the_exit_code_is_1() {
 
     let output = desk.check(&["web.cfg", "web.toml"]);
 
+    assert_eq!(desk.words(&output.stdout), "web: no virtio devices\n");
     let words = desk.words(&output.stderr);
     let lines: Vec<_> = words.lines().collect();
     let [phy, kind, unused, end] = lines[..] else { panic!("{words}") };

@@ -49,7 +49,9 @@ fn the_window_is_claimed_first_and_the_device_follows() {
 fn a_devices_options_are_those_of_the_entry_of_its_kind_and_order() {
     let (rig, workers) = Rig::start();
     let (first, second) = (rig.image("first.img", 4096), rig.image("second.img", 8192));
-    let file = format!("[[disk]]\nimage = {first:?}\n[[rng]]\nrate = {{ per_second = 1, burst = 2 }}\n[[disk]]\nimage = {second:?}\n");
+    let file = format!(
+        "[[disk]]\nimage = {first:?}\n[[rng]]\nrate = {{ per_second = 1, burst = 2 }}\n[[disk]]\nimage = {second:?}\n"
+    );
     std::fs::write(rig.directory.path().join("guest-5.toml"), file).unwrap();
     for (number, spelled) in [(0, DISK), (1, RNG), (2, DISK)] {
         rig.create_virtio(5, number, spelled);
@@ -59,7 +61,7 @@ fn a_devices_options_are_those_of_the_entry_of_its_kind_and_order() {
     let mut attached = Vec::new();
     while attached.len() < 3 {
         if let (Order::Attach { device }, _) = worker.order() {
-            attached.push(device);
+            attached.push(*device);
         }
     }
 
@@ -181,7 +183,11 @@ fn what_an_operator_asks_goes_to_the_device_and_the_answer_back() {
 }
 
 /// A broker that serves a static file, until `requests` goes.
-fn serve_file(file: &std::path::Path, spawner: TestSpawner, requests: mpsc::Receiver<Request>) -> thread::JoinHandle<()> {
+fn serve_file(
+    file: &std::path::Path,
+    spawner: TestSpawner,
+    requests: mpsc::Receiver<Request>,
+) -> thread::JoinHandle<()> {
     let directory = file.parent().unwrap().to_owned();
     let toolstack = Toolstack::Static(Fixed::load(file).unwrap());
     thread::spawn(move || {

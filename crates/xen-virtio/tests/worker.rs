@@ -72,7 +72,7 @@ impl Running {
         let model = Model::Disk(virtio_disk::Config::default());
         let place = Place { base, irq: 33 };
         let device = Device { id: disk_id(number), place, name: format!("disk-{number}"), owner, model };
-        self.order(&Order::Attach { device }, descriptors)
+        self.order(&Order::Attach { device: Box::new(device) }, descriptors)
     }
 
     fn end(self) -> anyhow::Result<()> {

@@ -254,7 +254,7 @@ impl<S: Spawner> Broker<S> {
             return Some(Event::WorkerEnded(format!("{error:#}")));
         }
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        guest.worker.as_ref()?.tell(&Order::Attach { device }, &descriptors);
+        guest.worker.as_ref()?.tell(&Order::Attach { device: Box::new(device) }, &descriptors);
         None
     }
 

@@ -342,7 +342,7 @@ impl TestWorker {
     #[track_caller]
     pub fn told_to_attach(&self) -> (Device, Vec<OwnedFd>) {
         match self.order() {
-            (Order::Attach { device }, descriptors) => (device, descriptors),
+            (Order::Attach { device }, descriptors) => (*device, descriptors),
             (other, _) => panic!("told {other:?}"),
         }
     }
