@@ -32,8 +32,11 @@ pub struct Net {
     pairs: u16,
     shared: Arc<Shared>,
     ports: Vec<Berth>,
-    /// What the lanes now running share; it ends with the last of them, that is at reset.
+    /// What the lanes now running share; it ends with the last of them, that is at reset. Held for a moment, since the
+    /// guest's register accesses come here, too.
     life: Mutex<Weak<Life>>,
+    /// Held by a lane that starts, while it sets up the host's end.
+    starting: Mutex<()>,
 }
 
 /// What a lane is for, by what was negotiated.
@@ -74,6 +77,7 @@ impl Net {
             shared: Arc::new(Shared::new(control)),
             ports: ports.into_iter().map(|port| Arc::new(Mutex::new(Some(port)))).collect(),
             life: Mutex::default(),
+            starting: Mutex::default(),
         })
     }
 
@@ -83,10 +87,10 @@ impl Net {
     }
 
     fn join_life(&self, features: u64) -> Arc<Life> {
-        let mut current = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-        current.upgrade().unwrap_or_else(|| {
+        let _one_begins = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.life().unwrap_or_else(|| {
             let life = Arc::new(Life::begin(features, self.mac.bytes(), &self.shared));
-            *current = Arc::downgrade(&life);
+            *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&life);
             life
         })
     }

@@ -9,8 +9,7 @@ use virtio_backend::{Fault, Request, Ring};
 /// The most pieces of memory that one read takes, with some to spare (UIO_MAXIOV is 1,024).
 const MOST_PIECES: usize = 1000;
 
-/// Buffers taken from the ring for packets to come, in the ring's order. They stay here from packet to packet: a large
-/// one takes dozens, and most packets are small.
+/// Buffers taken from the ring for packets to come, in the ring's order. They stay here from packet to packet of a pass.
 pub(crate) struct Landing {
     chains: VecDeque<Request>,
     /// A packet may take several (MRG_RXBUF).
@@ -100,6 +99,14 @@ impl Landing {
             ring.push(chain, here)?;
         }
         Ok(())
+    }
+
+    /// Puts all buffers back into the ring, the last taken first; in the pass that took them.
+    pub(crate) fn put_back(&mut self, ring: &mut Ring) {
+        (self.bytes, self.pieces) = (0, 0);
+        while let Some(chain) = self.chains.pop_back() {
+            ring.unpop(chain);
+        }
     }
 
     /// Gives all buffers back to the driver, with nothing in them.

@@ -72,8 +72,14 @@ impl PairWorker {
         let Some(port) = self.port.as_deref_mut() else { return Ok(()) };
         let mut place = Place { port, shared: &self.shared, life: &self.life, pair: self.pair };
         self.sender.pass(ring, &mut place)?;
-        let flushed = place.port.flush();
-        let is_full = flushed.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        let is_full = match place.port.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => true,
+            Err(error) => {
+                self.shared.lose_carrier(&error);
+                false
+            }
+            Ok(()) => false,
+        };
         if is_full || self.sender.is_blocked() {
             self.watch()?;
         }

@@ -1,8 +1,8 @@
 //! Packets from the host to the driver (virtio 1.2 §5.1.6.3, §5.1.6.4).
 //!
-//! A packet that may be large is read right into the driver's buffers, as many as the largest takes; only its first
-//! bytes come to us, to be judged. Others are read into a buffer of ours: copying 1,500 bytes costs less than taking
-//! buffers for 65,550.
+//! Where a large packet is to be expected it is read right into the driver's buffers, as many as the largest takes; only
+//! its first bytes come to us, to be judged. Others are read into a buffer of ours: copying 1,500 bytes costs less than
+//! taking buffers for 65,550. Between passes the buffers stay in the ring, so that an idle card holds no guest memory.
 
 use std::io::{self, ErrorKind};
 use std::mem::offset_of;
@@ -27,6 +27,9 @@ const HEAD: usize = HEADER_LEN + LOOKED_AT;
 
 /// Ethernet header and VLAN's tag, which an MTU does not count.
 const LINK_HEADERS: usize = MAX_FRAME - 65_535;
+
+/// A packet from here on is large, and one that follows it probably, too.
+const LARGE: usize = 8 << 10;
 
 /// Packets of a pass. The driver is told at its end, and should still have buffers left then.
 const A_PASS: usize = 64;
@@ -56,6 +59,8 @@ pub(crate) struct Receiver {
     ours: Box<[u8]>,
     /// Bytes in `ours` of a packet that waits for buffers.
     pending: Option<usize>,
+    /// The last packet was large.
+    expects_large: bool,
     /// Buffers have run out, and kicks are asked for. So it starts: the driver has given none yet.
     waits: bool,
 }
@@ -73,6 +78,7 @@ impl Receiver {
             mergeable,
             ours: vec![0; ROOM].into(),
             pending: None,
+            expects_large: false,
             waits: true,
         }
     }
@@ -82,12 +88,15 @@ impl Receiver {
     /// # Errors
     /// The ring is unusable.
     pub(crate) fn pass(&mut self, ring: &mut Ring, place: &mut Place<'_>) -> Result<Pass, Fault> {
-        for _ in 0..A_PASS {
-            if !self.turn(ring, place)? {
-                return Ok(Pass::Idle);
-            }
+        let mut turns = 0;
+        while turns < A_PASS && self.turn(ring, place)? {
+            turns += 1;
         }
-        Ok(Pass::More)
+        // A packet that waits for more buffers keeps those it has: back in the ring they would look like new ones.
+        if self.pending.is_none() {
+            self.landing.put_back(ring);
+        }
+        Ok(if turns < A_PASS { Pass::Idle } else { Pass::More })
     }
 
     /// Gives the driver back what was taken from the ring.
@@ -108,8 +117,8 @@ impl Receiver {
         if let Some(len) = self.pending.take() {
             return self.deliver(ring, len, place);
         }
-        let may_be_large = place.life.offloads() & guest::LARGE != 0;
-        self.landing.gather(ring, if may_be_large { ROOM } else { 1 })?;
+        let is_in_place = self.expects_large && place.life.offloads() & guest::LARGE != 0;
+        self.landing.gather(ring, if is_in_place { ROOM } else { 1 })?;
         if self.landing.is_empty() {
             return Ok(self.wait(ring, place));
         }
@@ -140,6 +149,7 @@ impl Receiver {
             Ok(len) => len,
             Err(error) => return Ok(note_failure(&error, place)),
         };
+        self.expects_large = len >= LARGE;
         let start = if is_in_place { &mut head } else { self.ours.first_chunk_mut().unwrap_or(&mut head) };
         let start = start.get_mut(..len.min(HEAD)).unwrap_or_default();
         match self.judge.judge(start, len, place) {

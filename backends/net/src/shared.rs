@@ -86,9 +86,10 @@ impl Life {
             active_pairs: AtomicU16::new(1),
             announce: AtomicBool::new(false),
         };
-        let told = shared.control.set_active(1).and_then(|()| life.set_offloads(features & guest::ALL, shared));
-        if let Err(error) = told {
-            tracing::warn!(name: "net.not_set", %error, "The host's end of a network card cannot be set up anew");
+        for told in [shared.control.set_active(1), life.set_offloads(features & guest::ALL, shared)] {
+            if let Err(error) = told {
+                tracing::warn!(name: "net.not_set", %error, "The host's end of a network card cannot be set up anew");
+            }
         }
         life
     }

@@ -108,6 +108,9 @@ impl Sender {
                 counters.tx_dropped_malformed.fetch_add(1, Relaxed);
             }
             Err(error) => {
+                if error.kind() == ErrorKind::UnexpectedEof && place.pair == 0 {
+                    place.shared.lose_carrier(&error);
+                }
                 let failures = counters.tx_dropped_host.fetch_add(1, Relaxed).wrapping_add(1);
                 // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
                 if failures.is_power_of_two() {

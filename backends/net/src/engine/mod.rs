@@ -56,15 +56,14 @@ pub trait Port: Send {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`]: there is no room until the descriptor can be written.
-    /// [`io::ErrorKind::InvalidInput`]: the host finds the packet malformed. Else the host has failed. The packet was
-    /// not sent.
+    /// [`io::ErrorKind::InvalidInput`]: the host finds the packet malformed. [`io::ErrorKind::UnexpectedEof`]: the host's
+    /// end is gone for good. Else the host has failed. The packet was not sent.
     fn send(&mut self, header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()>;
 
     /// Sends what was kept.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`]: there is no room until the descriptor can be written. Else the host has failed,
-    /// and what was kept is lost.
+    /// As [`send`](Self::send). Unless it was for want of room, what was kept is lost.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

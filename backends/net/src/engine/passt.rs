@@ -76,7 +76,7 @@ impl Port for PasstPort {
                 Err(rustix::io::Errno::AGAIN) => return Err(ErrorKind::WouldBlock.into()),
                 Err(errno) => {
                     self.forget_outgoing();
-                    return Err(errno.into());
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, errno));
                 }
             }
         }

@@ -84,16 +84,12 @@ struct TapPort {
 impl Port for TapPort {
     fn send(&mut self, header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()> {
         self.calls += 1;
-        write_vectored(&self.queue, header, &[frame]).map(|_whole| ())
+        write_vectored(&self.queue, header, &[frame]).map(|_whole| ()).map_err(told)
     }
 
     fn receive(&mut self, head: &mut [u8], parts: &[Part<'_>]) -> io::Result<usize> {
         self.calls += 1;
-        read_vectored(&self.queue, head, parts).map_err(|error| match error.raw_os_error() {
-            // What is left of a descriptor when its tap was deleted.
-            Some(libc::EBADFD) => io::Error::new(io::ErrorKind::UnexpectedEof, error),
-            _ => error,
-        })
+        read_vectored(&self.queue, head, parts).map_err(told)
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -102,6 +98,15 @@ impl Port for TapPort {
 
     fn take_calls(&mut self) -> u64 {
         std::mem::take(&mut self.calls)
+    }
+}
+
+/// A failure, as [`Port`] tells it.
+fn told(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        // What is left of a descriptor when its tap was deleted.
+        Some(libc::EBADFD) => io::Error::new(io::ErrorKind::UnexpectedEof, error),
+        _ => error,
     }
 }
 

@@ -98,6 +98,7 @@ pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
 /// A guest whose driver has started its card, or is about to.
 pub struct Guest {
     pub memory: FakeForeignMemory,
+    pub cache: Arc<MapCache>,
     pub card: Arc<dyn Backend>,
     pub transport: Arc<Transport>,
     pub queues: Vec<RawQueue>,
@@ -136,13 +137,14 @@ impl Guest {
     pub fn before_start(card: Arc<dyn Backend>, features: u64, queue_size: u16) -> Self {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let cache = MapCache::new(memory.clone(), Budget::default());
-        let transport = Transport::new(Arc::clone(&card), Arc::new(Line::default()), cache, "net").unwrap();
+        let transport =
+            Transport::new(Arc::clone(&card), Arc::new(Line::default()), Arc::clone(&cache), "net").unwrap();
         let count = card.identity().queue_sizes.len();
         let queues = (0..count as u64).map(|queue| RawQueue::new(memory.clone(), BASE + queue * QUEUE, queue_size));
         let queues = queues.collect();
         let slots = (0..count).map(|_| AtomicU16::new(0)).collect();
         let features = features | VERSION_1;
-        Self { memory, card, transport, queues, features, free: AtomicU64::new(BUFFERS), slots }
+        Self { memory, cache, card, transport, queues, features, free: AtomicU64::new(BUFFERS), slots }
     }
 
     /// From reset to DRIVER_OK, with all queues.

@@ -35,26 +35,49 @@ fn spec_5_1_6_4_1_a_packet_lies_behind_its_header_in_one_buffer() {
 #[test]
 fn spec_5_1_6_4_1_a_large_packet_fills_buffers_one_by_one_and_they_come_together() {
     let (guest, host) = Guest::new(LARGE | MRG_RXBUF);
-    let buffers: Vec<_> = (0..50).map(|_| guest.post(1500)).collect();
-    let packet = for_card(60_000, 2);
+    // The first comes unexpected, the second expected; and then a small one where a large one was.
+    for (round, len) in (0..).zip([60_000, 60_000, 65_000, 60, 9000, 60]) {
+        let (packet, before) = (for_card(len, round), guest.queues[RX].used_idx());
+        let buffers: Vec<_> = (0..50).map(|_| guest.post(1500)).collect();
+        let count = (HEADER_LEN + len).div_ceil(1500) as u16;
 
-    host.put_with(&TCP, &packet);
+        host.put_with(&TCP, &packet);
 
-    guest.wait_rx(41);
-    let mut seen = Vec::new();
-    for index in 0..41 {
-        let used = guest.queues[RX].used(index);
-        assert_eq!((used.id, used.len), (index.into(), if index < 40 { 1500 } else { 12 }));
-        seen.extend(guest.bytes(buffers[usize::from(index)], used.len as usize));
+        guest.wait_rx(before + count);
+        let mut seen = Vec::new();
+        for (index, buffer) in (before..before + count).zip(&buffers) {
+            let len = guest.queues[RX].used(index).len as usize;
+            assert!(len == 1500 || index + 1 == before + count, "all but the last are full");
+            seen.extend(guest.bytes(*buffer, len));
+        }
+        let mut expected = TCP;
+        expected[10] = count as u8;
+        assert_eq!(seen[..HEADER_LEN], expected);
+        assert!(seen[HEADER_LEN..] == packet, "packet {round} is another");
+        // What is left is there for the next, and would come first.
+        host.put(&for_card(60, 99));
+        let left = before + count + 1;
+        assert_eq!(guest.wait_rx(left).len, 72);
+        assert_eq!(guest.bytes(buffers[usize::from(count)], 72), [header(1), for_card(60, 99)].concat());
+        (left..before + 50).for_each(|used| {
+            host.put(&for_card(60, 98));
+            guest.wait_rx(used + 1);
+        });
     }
-    let mut expected = TCP;
-    expected[10] = 41;
-    assert_eq!(seen[..HEADER_LEN], expected);
-    assert!(seen[HEADER_LEN..] == packet, "the packet is another");
-    // What was not needed is there for the next.
-    host.put(&for_card(60, 3));
-    assert_eq!(guest.wait_rx(42).len, 72);
-    assert_eq!(guest.bytes(buffers[41], 72), [header(1), for_card(60, 3)].concat());
+}
+
+#[test]
+fn an_idle_card_holds_no_guest_memory() {
+    let (guest, host) = Guest::new(LARGE | MRG_RXBUF);
+    (0..3).for_each(|_| guest.post_many(20, 2000));
+    for _ in 0..2 {
+        host.put_with(&TCP, &for_card(20_000, 1));
+    }
+    guest.wait_rx(22);
+    guest.transport.release_memory();
+    until("nothing is pinned", || guest.cache.stats().bytes_pinned == 0);
+    host.put(&for_card(60, 1));
+    guest.wait_rx(23);
 }
 
 #[test]
