@@ -27,7 +27,7 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
             text += &format!("    options: {options}\n");
         }
     }
-    if plan.needs_virtio_list {
+    if plan.needs_virtio_list && plan.mistakes.is_empty() {
         text += "xl reads virtio=[] since Xen 4.18, and reads past it before\n";
     }
     text
