@@ -5,7 +5,7 @@
 //! guest, as soon as it has read `OK` and a port number.
 //!
 //! - What the guest says ends in `from_guest`, what the host says in `from_host`; `to_guest` alone fills the guest's
-//!   buffers. They meet in the [`hub`], where a connection is remembered and has its turn.
+//!   buffers. They meet in the `hub`, where a connection is remembered and has its turn.
 //! - Replies are no queue: a connection keeps in mind what it owes its guest. So a guest that asks without end and
 //!   never listens has a bounded number of connections, each with bounded memory.
 //! - Data moves between guest memory and sockets directly. Only what a socket does not take is kept, and never more

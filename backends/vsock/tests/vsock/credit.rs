@@ -165,3 +165,21 @@ fn g07_credit_that_cannot_be_is_not_believed() {
     guest.send(&Packet::new(op::CREDIT_UPDATE, 500, 1).credit(100, 100));
     assert_eq!(guest.expect(op::RW).data.len(), 100);
 }
+
+#[test]
+fn g08_with_many_connections_each_further_one_keeps_less_for_the_host() {
+    let mut guest = Guest::new();
+    let listener = guest.listen(1);
+    let mut rooms = Vec::new();
+    for port in 0..66 {
+        guest.send(&Packet::new(op::REQUEST, port, 1));
+        rooms.push(guest.expect(op::RESPONSE).buf_alloc);
+    }
+    assert_eq!(rooms[..64], [256 << 10; 64]);
+    assert_eq!(rooms[64..], [16 << 10; 2]);
+
+    guest.send(&Packet::new(op::RST, 0, 1));
+    guest.send(&Packet::new(op::REQUEST, 100, 1));
+    assert_eq!(guest.expect(op::RESPONSE).buf_alloc, 256 << 10);
+    drop(listener);
+}
