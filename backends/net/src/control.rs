@@ -1,5 +1,6 @@
 //! The lane of the control queue (virtio 1.2 §5.1.6.5).
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -52,10 +53,7 @@ impl ControlWorker {
                 Ok(())
             }
             Command::Pairs(pairs) => self.set_pairs(pairs),
-            Command::Offloads(offloads) => {
-                let done = self.life.set_offloads(offloads, &self.shared);
-                done.map_err(|error| refused_by_host(&error))
-            }
+            Command::Offloads(offloads) => self.host_follows(self.life.set_offloads(offloads, &self.shared)),
         }
     }
 
@@ -68,13 +66,15 @@ impl ControlWorker {
         if !(1..=self.pairs).contains(&pairs) {
             return Err("asks for a number of queues that there is not");
         }
-        self.life.set_active_pairs(pairs, &self.shared).map_err(|error| refused_by_host(&error))
+        self.host_follows(self.life.set_active_pairs(pairs, &self.shared))
     }
-}
 
-fn refused_by_host(error: &std::io::Error) -> &'static str {
-    tracing::debug!(name: "net.not_set", %error);
-    "is refused by the host"
+    fn host_follows(&self, told: io::Result<()>) -> Result<(), &'static str> {
+        told.map_err(|error| {
+            self.shared.note_setup_failure(&error);
+            "is refused by the host"
+        })
+    }
 }
 
 fn mode_of(filter: &mut Filter, mode: Mode) -> &mut bool {

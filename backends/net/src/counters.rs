@@ -32,6 +32,8 @@ virtio_backend::counters! {
     rx_no_buffers,
     /// Reads that the host failed.
     rx_host_failures,
+    /// How often the host's end could not be set up as the driver wants it: its offloads, its queues.
+    host_setup_failures,
     /// How often a packet had to wait for the host.
     tx_waits,
     /// Packets whose source is another address than the card's. Whether they may pass is the bridge's to say.

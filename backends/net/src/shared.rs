@@ -61,6 +61,17 @@ impl Shared {
             self.config_changed();
         }
     }
+
+    /// The host's end does not follow the driver.
+    pub(crate) fn note_setup_failure(&self, error: &io::Error) {
+        let failures = self.counters.host_setup_failures.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            self.lose_carrier(error);
+        } else if failures.is_power_of_two() {
+            // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
+            tracing::warn!(name: "net.not_set", %error, failures, "The host's end of a network card cannot be set up");
+        }
+    }
 }
 
 /// What ends at reset.
@@ -88,7 +99,7 @@ impl Life {
         };
         for told in [shared.control.set_active(1), life.set_offloads(features & guest::ALL, shared)] {
             if let Err(error) = told {
-                tracing::warn!(name: "net.not_set", %error, "The host's end of a network card cannot be set up anew");
+                shared.note_setup_failure(&error);
             }
         }
         life

@@ -40,13 +40,13 @@ pub trait Control: Send + Sync {
     /// Says what the receiver of packets can do itself, as in [`guest`](crate::guest).
     ///
     /// # Errors
-    /// The host does not do it; all is as before.
+    /// The host does not do it; all is as before. [`io::ErrorKind::UnexpectedEof`]: its end is gone for good.
     fn set_offloads(&self, offloads: u64) -> io::Result<()>;
 
     /// Receives by the first `pairs` ports only; at least one.
     ///
     /// # Errors
-    /// The host does not do it for each port.
+    /// The host does not do it for each port. [`io::ErrorKind::UnexpectedEof`]: its end is gone for good.
     fn set_active(&self, pairs: u16) -> io::Result<()>;
 }
 

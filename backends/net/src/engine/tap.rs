@@ -42,7 +42,7 @@ impl Control for TapControl {
     }
 
     fn set_offloads(&self, offloads: u64) -> io::Result<()> {
-        self.queues.first().map_or(Ok(()), |first| tun::set_offload(first, tun_bits(offloads)))
+        self.queues.first().map_or(Ok(()), |first| tun::set_offload(first, tun_bits(offloads))).map_err(told)
     }
 
     fn set_active(&self, pairs: u16) -> io::Result<()> {
@@ -50,12 +50,12 @@ impl Control for TapControl {
         let wanted = usize::from(pairs).clamp(1, self.queues.len());
         while *active < wanted {
             let next = self.queues.get(*active).ok_or(io::ErrorKind::InvalidInput)?;
-            tun::set_queue(next, true)?;
+            tun::set_queue(next, true).map_err(told)?;
             *active += 1;
         }
         while *active > wanted {
             let last = self.queues.get(*active - 1).ok_or(io::ErrorKind::InvalidInput)?;
-            tun::set_queue(last, false)?;
+            tun::set_queue(last, false).map_err(told)?;
             *active -= 1;
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Port for TapPort {
     }
 }
 
-/// A failure, as [`Port`] tells it.
+/// A failure, as [`Port`] and [`Control`] tell it.
 fn told(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         // What is left of a descriptor when its tap was deleted.

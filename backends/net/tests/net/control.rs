@@ -246,4 +246,5 @@ fn spec_5_1_6_5_8_offloads_follow_the_driver() {
     host.refuse();
     assert_eq!(set(&guest, 0), ERR);
     assert_eq!(host.offloads(), offloads);
+    assert_eq!(guest.counter("host_setup_failures"), 1);
 }

@@ -21,6 +21,7 @@ mod guest;
 #[allow(dead_code, reason = "the tests of the host's end use all of it")]
 mod isolated;
 mod link;
+mod model;
 mod passt;
 mod queues;
 mod receive;

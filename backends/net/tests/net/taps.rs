@@ -195,6 +195,7 @@ fn f07_a_tap_that_is_deleted_takes_the_link_down_and_no_more() {
         assert_eq!(guest.counter("tx_dropped_link_down"), 1);
         guest.restart(STATUS | TSO);
         guest.send(&from_card(60, 1));
+        assert_eq!(guest.counter("host_setup_failures"), 1);
         assert!(!guest.needs_reset());
     });
 }
