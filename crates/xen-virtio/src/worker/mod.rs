@@ -23,6 +23,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use guest_memory::PageSource;
 use ioreq::{EventChannels, Hypervisor};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
@@ -41,6 +42,7 @@ use xen::Xen;
 pub fn run() -> Result<(), Failure> {
     // The kernel has named us "exe", after /proc/self/exe; a worker without a name of its own serves as well.
     let _ = rustix::thread::set_name(c"xen-virtio");
+    allow_descriptors();
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
@@ -48,6 +50,13 @@ pub fn run() -> Result<(), Failure> {
         serve(channel, xen.hypervisor, xen.events, xen.pages, held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
+}
+
+/// Raises the limit of open descriptors as far as we are let: a socket device may have a thousand connections. Where that
+/// fails, fewer do.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Serves the guest that these are of, by orders from `channel`.
