@@ -16,11 +16,14 @@ pub(crate) struct Landing {
     mergeable: bool,
     bytes: usize,
     pieces: usize,
+    /// How many, of the last, were taken in this pass. Only those can be put back: of the others the lane has told that
+    /// they are taken.
+    fresh: usize,
 }
 
 impl Landing {
     pub(crate) fn new(mergeable: bool) -> Self {
-        Self { chains: VecDeque::new(), mergeable, bytes: 0, pieces: 0 }
+        Self { chains: VecDeque::new(), mergeable, bytes: 0, pieces: 0, fresh: 0 }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -38,6 +41,7 @@ impl Landing {
                 break;
             }
             let Some(request) = ring.pop()? else { break };
+            self.fresh += 1;
             self.bytes += request.writable.len();
             self.pieces += request.writable.iovecs().len();
             self.chains.push_back(request);
@@ -94,17 +98,23 @@ impl Landing {
             let Some(chain) = self.chains.pop_front() else { break };
             let here = left.min(chain.writable.len());
             left -= here;
-            self.bytes -= chain.writable.len();
-            self.pieces -= chain.writable.iovecs().len();
+            self.forget(&chain);
             ring.push(chain, here)?;
         }
+        self.fresh = self.fresh.min(self.chains.len());
         Ok(())
     }
 
-    /// Puts all buffers back into the ring, the last taken first; in the pass that took them.
+    /// The pass ends, and all buffers are to stay.
+    pub(crate) fn keep(&mut self) {
+        self.fresh = 0;
+    }
+
+    /// The pass ends: puts the buffers that it took back into the ring, the last taken first.
     pub(crate) fn put_back(&mut self, ring: &mut Ring) {
-        (self.bytes, self.pieces) = (0, 0);
-        while let Some(chain) = self.chains.pop_back() {
+        for _ in 0..std::mem::take(&mut self.fresh) {
+            let Some(chain) = self.chains.pop_back() else { break };
+            self.forget(&chain);
             ring.unpop(chain);
         }
     }
@@ -114,7 +124,13 @@ impl Landing {
     /// # Errors
     /// As [`Ring::push`].
     pub(crate) fn give_back(&mut self, ring: &mut Ring) -> Result<(), Fault> {
-        (self.bytes, self.pieces) = (0, 0);
+        (self.bytes, self.pieces, self.fresh) = (0, 0, 0);
         self.chains.drain(..).try_for_each(|chain| ring.push(chain, 0))
+    }
+
+    /// Counts a buffer no longer.
+    fn forget(&mut self, chain: &Request) {
+        self.bytes -= chain.writable.len();
+        self.pieces -= chain.writable.iovecs().len();
     }
 }

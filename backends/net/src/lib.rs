@@ -20,6 +20,7 @@ mod features;
 mod filter;
 mod header;
 mod host;
+mod judge;
 mod landing;
 mod mac;
 mod pair;

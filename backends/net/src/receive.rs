@@ -6,17 +6,17 @@
 
 use std::io::{self, ErrorKind};
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use virtio_backend::{Fault, Ring};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use crate::engine::{HEADER_LEN, MAX_FRAME, MIN_FRAME, Port};
+use crate::engine::{HEADER_LEN, MAX_FRAME, Port};
 use crate::features::{self, guest};
-use crate::filter::{Filter, LOOKED_AT};
+use crate::filter::LOOKED_AT;
 use crate::header::Header;
+use crate::judge::Judge;
 use crate::landing::Landing;
-use crate::published::Reader;
 use crate::shared::{Life, Shared};
 
 /// Room for any packet, and a byte more: what fills it was cut off.
@@ -24,9 +24,6 @@ const ROOM: usize = HEADER_LEN + MAX_FRAME + 1;
 
 /// What of a packet comes to us before it goes to the driver.
 const HEAD: usize = HEADER_LEN + LOOKED_AT;
-
-/// Ethernet header and VLAN's tag, which an MTU does not count.
-const LINK_HEADERS: usize = MAX_FRAME - 65_535;
 
 /// A packet from here on is large, and one that follows it probably, too.
 const LARGE: usize = 8 << 10;
@@ -93,7 +90,9 @@ impl Receiver {
             turns += 1;
         }
         // A packet that waits for more buffers keeps those it has: back in the ring they would look like new ones.
-        if self.pending.is_none() {
+        if self.pending.is_some() {
+            self.landing.keep();
+        } else {
             self.landing.put_back(ring);
         }
         Ok(if turns < A_PASS { Pass::Idle } else { Pass::More })
@@ -117,8 +116,8 @@ impl Receiver {
         if let Some(len) = self.pending.take() {
             return self.deliver(ring, len, place);
         }
-        let is_in_place = self.expects_large && place.life.offloads() & guest::LARGE != 0;
-        self.landing.gather(ring, if is_in_place { ROOM } else { 1 })?;
+        let may_be_large = self.expects_large && place.life.offloads() & guest::LARGE != 0;
+        self.landing.gather(ring, if may_be_large { ROOM } else { 1 })?;
         if self.landing.is_empty() {
             return Ok(self.wait(ring, place));
         }
@@ -152,7 +151,7 @@ impl Receiver {
         self.expects_large = len >= LARGE;
         let start = if is_in_place { &mut head } else { self.ours.first_chunk_mut().unwrap_or(&mut head) };
         let start = start.get_mut(..len.min(HEAD)).unwrap_or_default();
-        match self.judge.judge(start, len, place) {
+        match self.judge.judge(start, len, place.shared, place.life) {
             Ok(header) => put_header(start, header),
             Err(counter) => {
                 counter.fetch_add(1, Relaxed);
@@ -199,36 +198,6 @@ impl Receiver {
             place.shared.counters.rx_no_buffers.fetch_add(1, Relaxed);
         }
         false
-    }
-}
-
-/// Decides which packets the driver gets.
-struct Judge {
-    filter: Reader<Filter>,
-    /// The longest frame that is not to be cut.
-    longest: usize,
-}
-
-impl Judge {
-    fn new(life: &Life, mtu: Option<u16>) -> Self {
-        let mtu = mtu.filter(|_| life.features & features::MTU != 0);
-        let longest = mtu.map_or(MAX_FRAME, |mtu| usize::from(mtu) + LINK_HEADERS);
-        Self { filter: life.filter.reader(), longest }
-    }
-
-    /// The header with which a packet goes to the driver that is `len` bytes long and starts like this, or the counter
-    /// of those that do not.
-    fn judge<'a>(&mut self, start: &[u8], len: usize, place: &Place<'a>) -> Result<Header, &'a AtomicU64> {
-        let counters = &place.shared.counters;
-        let (header, frame) = Header::read_from_prefix(start).map_err(|_too_short| &counters.rx_dropped_filtered)?;
-        if frame.len() < MIN_FRAME || !self.filter.look(&place.life.filter).passes(frame) {
-            return Err(&counters.rx_dropped_filtered);
-        }
-        let longest = if header.is_to_be_cut() { MAX_FRAME } else { self.longest };
-        if len - HEADER_LEN > longest {
-            return Err(&counters.rx_dropped_no_fit);
-        }
-        header.for_driver(place.life.offloads()).ok_or(&counters.rx_dropped_offload)
     }
 }
 

@@ -193,6 +193,47 @@ fn f04_a_packet_that_lacks_buffers_waits_for_them() {
 }
 
 #[test]
+fn f04_buffers_kept_for_a_packet_that_never_comes_are_used_for_the_next() {
+    let (guest, host) = Guest::new(MRG_RXBUF);
+    (0..3).for_each(|_| drop_packet_that_waits(&guest, &host));
+    guest.post(2000);
+    host.put(&for_card(60, 12));
+    until("a packet comes", || guest.counter("rx_packets") == 1);
+    guest.assert_alive(&host);
+}
+
+/// A packet waits for more buffers than there are when the cable is pulled out.
+fn drop_packet_that_waits(guest: &Guest, host: &crate::fake::FakeHost) {
+    let (waited, dropped) = (guest.counter("rx_no_buffers"), guest.counter("rx_dropped_link_down"));
+    guest.post(10);
+    host.put(&for_card(300, 11));
+    guest.wait_counter("rx_no_buffers", waited + 1);
+    guest.transport.operate(virtio_backend::Operation::Link { up: false }).unwrap();
+    host.put(&for_card(300, 12));
+    guest.wait_counter("rx_dropped_link_down", dropped + 2);
+    guest.transport.operate(virtio_backend::Operation::Link { up: true }).unwrap();
+    // The lane sees that it is up.
+    guest.post(0);
+    host.put(&[0; 13]);
+    until("what is no packet is dropped", || guest.counter("rx_dropped_filtered") > dropped / 2);
+}
+
+#[test]
+fn f03_buffers_that_come_one_by_one_and_hold_nothing_are_no_trap() {
+    let (guest, host) = Guest::new(MRG_RXBUF);
+    host.put(&for_card(300, 5));
+    for count in 1..64 {
+        guest.post(4);
+        until("the card has seen it", || guest.counter("rx_dropped_no_fit") > 0 || guest.counter("requests") >= count);
+    }
+    guest.post(4);
+    guest.wait_counter("rx_dropped_no_fit", 1);
+    host.put(&for_card(60, 6));
+    guest.wait_rx(18);
+    assert!(!guest.needs_reset());
+}
+
+#[test]
 fn f09_packets_without_buffers_do_not_keep_the_lane_busy() {
     let (guest, host) = Guest::new(0);
     guest.post(2000);
