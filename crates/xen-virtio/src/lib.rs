@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod channel;
 pub mod check;
+pub mod choice;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -91,11 +91,13 @@ impl Guest {
 
     fn assert_gets(&mut self, expected: &[u8]) {
         let mut got = Vec::new();
-        wait_until(&format!("{expected:?} arrives"), || {
+        let deadline = Instant::now() + PATIENCE;
+        while got.len() < expected.len() {
+            let counters = || self.transport.counters();
+            assert!(Instant::now() < deadline, "{} of {} bytes arrive: {:?}", got.len(), expected.len(), counters());
             got.extend(self.driver.recv(true).unwrap());
-            got.len() == expected.len()
-        });
-        assert_eq!(got, expected);
+        }
+        assert!(got == expected, "{} bytes arrive, but others", got.len());
     }
 
     fn readers(&self) -> u64 {

@@ -104,7 +104,9 @@ fn h04_a_type_that_no_kind_serves_is_refused_in_words() {
     assert_eq!(worker.order().0, Order::Vacate { id: virtio_id(0) });
 
     let error = virtio_node(5, 0, "error");
-    wait_until(|| rig.text(&error).is_some_and(|reason| reason.contains("ID 26") && reason.contains("rng (device4)")));
+    wait_until(|| {
+        rig.text(&error).is_some_and(|reason| reason.contains("device1a") && reason.contains("rng (device4)"))
+    });
 }
 
 #[test]

@@ -5,12 +5,13 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use virtio_backend::Owner;
 use xenstore::Store;
 
-use crate::config::{Entry, GuestConfig, GuestName, device_file};
-use crate::model::{Class, Device, Model, Place};
+use crate::choice::Choice;
+use crate::config::{Entry, GuestConfig, GuestName};
+use crate::model::{Class, Device, Place};
 use crate::toolstack::fixed::Fixed;
 use crate::toolstack::libxl::{Description, DiskSpec, Node, What};
 use crate::toolstack::{Toolstack, nodes};
@@ -87,69 +88,26 @@ impl Wanted {
     fn open(self, directories: &Directories, node: Node) -> anyhow::Result<Prepared> {
         let Self { place, name, what } = self;
         let config = || GuestConfig::load(&directories.configurations, &name);
-        let Choice { mut model, called, index, origin } = match what {
-            Source::Disk(disk, index) => match disk.other_device() {
-                Some(file) => Choice { called: disk.vdev.clone(), ..Choice::of_entry(&device_file(file)?, index) },
-                None => Choice::of_disk(&config()?, disk, index),
-            },
-            Source::Nth(id, index) => Choice::of_nth(&config()?, id, index)?,
-            Source::Entry(entry, index) => Choice::of_entry(&entry, index),
+        let (choice, index) = match what {
+            Source::Disk(disk, index) => (Choice::of_disk(&config()?, disk)?, index),
+            Source::Nth(id, index) => (Choice::of_nth(&config()?, id, index)?, index),
+            Source::Entry(entry, index) => (Choice::of_entry(&entry, index), index),
         };
+        let Choice { mut model, called, options, .. } = choice;
         let owner = Owner {
             guest: file_name(&name).unwrap_or_else(|| format!("domain-{}", node.domid)),
             identity: name.uuid.or(name.name).unwrap_or_else(|| node.domid.to_string()),
             index,
             directory: directories.runtime.clone(),
         };
-        let descriptors = model.check().and_then(|()| model.open(&owner)).with_context(|| match &origin {
-            Some(origin) => format!("{called} cannot be as {origin} says"),
+        let descriptors = model.check().and_then(|()| model.open(&owner)).with_context(|| match &options {
+            Some(options) => format!("{called} cannot be as {options} says"),
             None => format!("{called} cannot be served"),
         })?;
         tracing::info!(name: "broker.opened", domid = node.domid, device = %node.id, called, kind = model.kind(),
-            host_end = model.host_end(), options = origin.as_deref().unwrap_or("defaults"),
+            host_end = model.host_end(), options = options.map_or("defaults".to_owned(), |options| options.to_string()),
             "Opened what the device needs; changes to its options apply at the guest's next start");
         Ok(Prepared { device: Device { id: node.id, place, name: called, owner, model }, descriptors })
-    }
-}
-
-/// What a device is to be.
-struct Choice {
-    model: Model,
-    /// For people, unique within the guest.
-    called: String,
-    /// Which of its kind.
-    index: usize,
-    /// Where that is written, if anywhere.
-    origin: Option<String>,
-}
-
-impl Choice {
-    /// The toolstack has the say about a disk's image and whether it can be written, the file about the rest.
-    fn of_disk(config: &GuestConfig, disk: DiskSpec, index: usize) -> Self {
-        let entry = config.disk(&disk.vdev);
-        let options = match entry.map(|entry| &entry.model) {
-            Some(Model::Disk(options)) => options.clone(),
-            _ => virtio_disk::Config::default(),
-        };
-        let DiskSpec { target, vdev, read_only, discard } = disk;
-        let model = Model::Disk(virtio_disk::Config { image: target, read_only, discard, ..options });
-        Self { model, called: vdev, index, origin: entry.map(|entry| entry.origin.to_string()) }
-    }
-
-    fn of_nth(config: &GuestConfig, device_id: u32, index: usize) -> anyhow::Result<Self> {
-        if let Some(entry) = config.nth(device_id, index) {
-            return Ok(Self::of_entry(entry, index));
-        }
-        let model = Model::default_of(device_id).ok_or_else(|| {
-            let known: Vec<_> = Model::KINDS.iter().map(|(name, id)| format!("{name} (device{id:x})")).collect();
-            anyhow!("No kind of device with the virtio device ID {device_id} is served; there are {}", known.join(", "))
-        })?;
-        Ok(Self { called: format!("{}{index}", model.kind()), model, index, origin: None })
-    }
-
-    fn of_entry(entry: &Entry, index: usize) -> Self {
-        let called = format!("{}{index}", entry.model.kind());
-        Self { model: entry.model.clone(), called, index, origin: Some(entry.origin.to_string()) }
     }
 }
 
@@ -166,7 +124,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::DeviceId;
+    use crate::model::{DeviceId, Model};
 
     const NODE: Node = Node { domid: 7, id: DeviceId { class: Class::VirtioDisk, number: 51712 } };
 
@@ -230,16 +188,6 @@ mod tests {
         let prepared = open(guests.path(), disk(&file)).unwrap();
 
         assert_eq!((prepared.device.model.kind(), prepared.device.name.as_str()), ("rng", "xvda"));
-    }
-
-    #[test]
-    fn a_kind_that_nobody_serves_is_told_with_those_that_are() {
-        let error = Choice::of_nth(&GuestConfig::default(), 26, 0).err().unwrap().to_string();
-
-        assert!(
-            error.contains("ID 26") && error.contains("net (device1)") && error.contains("vsock (device13)"),
-            "{error}"
-        );
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! An entry of `disk=[...]` (xl-disk-configuration(5)), as libxl's own reader understands it (libxlu_disk_l.l).
 
-use std::path::PathBuf;
-
 use super::server::Server;
+use crate::toolstack::libxl::DiskSpec;
 
 /// A disk, as it is written. What is not about virtio disks is read past.
 #[derive(Debug, Default)]
@@ -25,14 +24,8 @@ struct Written<'e> {
 /// A virtio disk, or what is in the place of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskEntry {
-    /// The image; or a file that describes another device.
-    pub(super) target: PathBuf,
-    /// Its name for xl.
-    pub(super) vdev: String,
-    /// The guest must not write.
-    pub(super) read_only: bool,
-    /// The guest may give storage back.
-    pub(super) discard: bool,
+    /// What libxl would tell of it.
+    pub(super) spec: DiskSpec,
     /// Who is to serve it.
     pub(super) server: Server,
 }
@@ -178,10 +171,12 @@ impl<'e> Written<'e> {
         let target = target.ok_or("There is no target=, which is the image; it comes last")?;
         let server = Server::new(self.backend, self.grants)?;
         Ok(Some(DiskEntry {
-            target: target.into(),
-            vdev: vdev.to_owned(),
-            read_only,
-            discard: self.discard.unwrap_or(!read_only),
+            spec: DiskSpec {
+                target: target.into(),
+                vdev: vdev.to_owned(),
+                read_only,
+                discard: self.discard.unwrap_or(!read_only),
+            },
             server,
         }))
     }

@@ -22,10 +22,7 @@ fn a_disk_may_be_written_in_many_ways() {
         "vdev=xvda,specification=virtio,target=/dev/vg/web".to_owned(),
     ] {
         let expected = DiskEntry {
-            target: "/dev/vg/web".into(),
-            vdev: "xvda".into(),
-            read_only: false,
-            discard: true,
+            spec: DiskSpec { target: "/dev/vg/web".into(), vdev: "xvda".into(), read_only: false, discard: true },
             server: Server::Us,
         };
         assert_eq!(virtio(&entry), expected, "{entry}");
@@ -35,15 +32,15 @@ fn a_disk_may_be_written_in_many_ways() {
 #[test]
 fn the_target_takes_what_is_left() {
     let disk = virtio(&format!("vdev=xvda,{VIRTIO},target=/srv/a,access=ro,b=c"));
-    assert_eq!((disk.target, disk.read_only), ("/srv/a,access=ro,b=c".into(), false));
+    assert_eq!((disk.spec.target, disk.spec.read_only), ("/srv/a,access=ro,b=c".into(), false));
 }
 
 #[test]
 fn a_disk_that_cannot_be_written_cannot_be_discarded_unless_it_is_said() {
     let disk = |words: &str| virtio(&format!("vdev=xvda,{words},{VIRTIO},target=/a"));
     let read_only = disk("access=ro");
-    assert_eq!((read_only.read_only, read_only.discard), (true, false));
-    assert!(!disk("no-discard").discard && disk("discard,access=r").discard);
+    assert_eq!((read_only.spec.read_only, read_only.spec.discard), (true, false));
+    assert!(!disk("no-discard").spec.discard && disk("discard,access=r").spec.discard);
 }
 
 #[test]

@@ -2,11 +2,11 @@
 //!
 //! Reads what xl would read and what `serve` would read, and asks neither: it runs anywhere, for files of any guest.
 //! Parts: [`xlcfg`] reads xl's language, [`disk`] and [`virtio`] the entries that concern us, [`addresses`] does what
-//! libxl does with them, [`found`] adds the guest's TOML file, and [`plan`] puts it all together.
+//! libxl does with them, [`Choice`](crate::choice::Choice) adds the guest's TOML file, and [`plan`] puts it all together.
 
 mod addresses;
 mod disk;
-mod found;
+mod image;
 mod lexer;
 mod mistake;
 mod plan;

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::addresses;
 use super::disk;
-use super::found::{self, Found};
+use super::image;
 use super::mistake::Mistake;
 use super::server::Server;
 use super::virtio::{self, VirtioEntry};
 use super::xlcfg::XlConfig;
+use crate::choice::Choice;
 use crate::config::{GuestConfig, GuestName, Origin};
 use crate::model::Place;
 
@@ -36,7 +37,7 @@ pub(super) struct Planned {
 #[derive(Debug)]
 pub(super) enum What {
     /// One of ours.
-    Ours(Found),
+    Ours(Choice),
     /// Another domain serves it, and knows what it is.
     Elsewhere {
         /// As far as xl knows.
@@ -87,13 +88,13 @@ impl Planner<'_> {
                     continue;
                 }
             };
-            if !vdevs.insert(disk.vdev.clone()) {
-                let what = format!("There is a disk {} already: give this one another vdev=", disk.vdev);
+            if !vdevs.insert(disk.spec.vdev.clone()) {
+                let what = format!("There is a disk {} already: give this one another vdev=", disk.spec.vdev);
                 self.mistake(&origin, what);
             }
             match disk.server.clone() {
-                Server::Us => self.ours(found::disk(self.config, disk), &origin),
-                Server::Domain(domain) => self.elsewhere(disk.vdev, domain, &origin),
+                Server::Us => self.ours(Choice::of_disk(self.config, disk.spec), &origin),
+                Server::Domain(domain) => self.elsewhere(disk.spec.vdev, domain, &origin),
             }
         }
     }
@@ -106,7 +107,7 @@ impl Planner<'_> {
                 Ok(VirtioEntry { device_id, server: Server::Us }) => {
                     let count = counts.entry(device_id).or_default();
                     let index = std::mem::replace(count, *count + 1);
-                    self.ours(found::virtio(self.config, device_id, index), &origin);
+                    self.ours(Choice::of_nth(self.config, device_id, index), &origin);
                 }
                 Ok(VirtioEntry { device_id, server: Server::Domain(domain) }) => {
                     self.elsewhere(format!("device{device_id:x}"), domain, &origin);
@@ -117,18 +118,18 @@ impl Planner<'_> {
     }
 
     /// A device of ours in the next place, asked for at `origin`.
-    fn ours(&mut self, found: Result<Found, String>, origin: &Origin) {
-        let found = match found {
-            Ok(found) => found,
-            Err(what) => return self.mistake(origin, what),
+    fn ours(&mut self, choice: anyhow::Result<Choice>, origin: &Origin) {
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(error) => return self.mistake(origin, format!("{error:#}")),
         };
-        let options = found.options.clone().unwrap_or_else(|| origin.clone());
-        if let Err(what) = found.look_for_image() {
-            self.mistake(if found.has_image_of_xl { origin } else { &options }, what);
+        let options = choice.options.clone().unwrap_or_else(|| origin.clone());
+        if let Err(what) = image::look_for(&choice.model) {
+            self.mistake(if choice.has_toolstacks_image { origin } else { &options }, what);
         }
-        self.claim(&found, &options);
-        self.used.extend(found.options.clone());
-        self.place(What::Ours(found), origin);
+        self.claim(&choice, &options);
+        self.used.extend(choice.options.clone());
+        self.place(What::Ours(choice), origin);
     }
 
     /// A device in the next place that another domain serves.
@@ -148,13 +149,13 @@ impl Planner<'_> {
         self.plan.devices.push(Planned { place, what });
     }
 
-    fn claim(&mut self, found: &Found, origin: &Origin) {
-        for thing in found.model.exclusive() {
+    fn claim(&mut self, choice: &Choice, origin: &Origin) {
+        for thing in choice.model.exclusive() {
             if let Some(other) = self.claims.get(&thing) {
-                let what = format!("{} is to have {thing} for itself alone, and {other} has it already", found.called);
+                let what = format!("{} is to have {thing} for itself alone, and {other} has it already", choice.called);
                 self.mistake(origin, what);
             } else {
-                self.claims.insert(thing, found.called.clone());
+                self.claims.insert(thing, choice.called.clone());
             }
         }
     }

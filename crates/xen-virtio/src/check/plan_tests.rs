@@ -59,7 +59,7 @@ fn name(device: &Planned) -> &str {
     }
 }
 
-fn found(device: &Planned) -> &Found {
+fn found(device: &Planned) -> &Choice {
     let What::Ours(found) = &device.what else { panic!("{device:?} is ours") };
     found
 }

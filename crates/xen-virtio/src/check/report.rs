@@ -1,8 +1,8 @@
 //! What is printed.
 
-use super::found::Found;
 use super::mistake::printable;
 use super::plan::{Plan, Planned, What};
+use crate::choice::Choice;
 
 /// The devices of a guest, in words.
 pub(super) fn report(guest: &str, plan: &Plan) -> String {
@@ -17,12 +17,12 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
             |place| format!("at {:#x}, interrupt {}", place.base, place.irq),
         );
         text += &match what {
-            What::Ours(found) => format!("  {} {place}: {}\n", name(found), printable(&found.model.host_end())),
+            What::Ours(choice) => format!("  {} {place}: {}\n", name(choice), printable(&choice.model.host_end())),
             What::Elsewhere { called, domain } => {
                 format!("  {} {place}: served by domain {}\n", printable(called), printable(domain))
             }
         };
-        if let What::Ours(Found { options, .. }) = what {
+        if let What::Ours(Choice { options, .. }) = what {
             let options = options.as_ref().map_or("defaults".to_owned(), ToString::to_string);
             text += &format!("    options: {options}\n");
         }
@@ -33,7 +33,7 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
     text
 }
 
-fn name(found: &Found) -> String {
-    let (kind, called) = (found.model.kind(), printable(&found.called));
+fn name(choice: &Choice) -> String {
+    let (kind, called) = (choice.model.kind(), printable(&choice.called));
     if called.starts_with(kind) { called } else { format!("{kind} {called}") }
 }
