@@ -72,7 +72,7 @@ impl Port {
             let dropped = state.push_evicting(bytes);
             return Offered { taken: bytes.len(), dropped, news };
         }
-        let taken = bytes.len().min(OUTPUT_BYTES - state.output.len());
+        let taken = bytes.len().min(OUTPUT_BYTES.saturating_sub(state.output.len()));
         state.output.extend(bytes.iter().take(taken));
         if taken == bytes.len() {
             state.waiting_since = None;

@@ -1,13 +1,15 @@
 //! The `virtio-drivers` crate's console driver: a driver none of us wrote.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
 
 use testkit::driver::{GuestHal, MmioTransport, Registers};
 use virtio_drivers::device::console::{Size, VirtIOConsole};
 use virtio_mmio::Transport;
 
-use crate::harness::{BASE, Rig, wait_until};
-use crate::readers::{read_up_to, terminal, write_all};
+use crate::harness::{BASE, PATIENCE, Rig, pattern, wait_until};
+use crate::readers::{connection, read_up_to, terminal, write_all};
 
 type Driver = VirtIOConsole<GuestHal, MmioTransport<Arc<Transport>>>;
 
@@ -45,7 +47,7 @@ fn a_foreign_driver_prints_reads_and_knows_its_size() {
 fn a_foreign_driver_of_one_port_uses_the_first_of_several() {
     let rig = Rig::new("sink = \"socket\"\n[[port]]\nname = \"agent\"\nsink = \"null\"");
     let mut driver = boot(&rig);
-    let reader = crate::readers::connection(&rig.place("0.sock"));
+    let reader = connection(&rig.place("0.sock"));
 
     driver.send_bytes(b"hello").unwrap();
     assert_eq!(read_up_to(&reader, 5), b"hello");
@@ -61,4 +63,21 @@ fn a_guest_that_drops_its_driver_can_start_another() {
     let mut driver = boot(&rig);
     driver.send_bytes(b"again").unwrap();
     assert_eq!(read_up_to(terminal(&rig.place("0")), 5), b"again");
+}
+
+#[test]
+fn a_foreign_driver_with_two_buffers_gets_all_of_long_input() {
+    let rig = Rig::new("sink = \"socket\"");
+    let mut driver = boot(&rig);
+    let bytes = pattern(50_000);
+    let (place, typed) = (rig.place("0"), bytes.clone());
+    let writer = thread::spawn(move || write_all(connection(&place), &typed));
+    let deadline = Instant::now() + PATIENCE;
+    let mut read = Vec::new();
+    while read.len() < bytes.len() {
+        assert!(Instant::now() < deadline, "{} bytes came: {:?}", read.len(), rig.transport.counters());
+        read.extend(driver.recv(true).unwrap());
+    }
+    assert!(read == bytes);
+    writer.join().unwrap();
 }

@@ -137,3 +137,25 @@ fn input_of_a_port_waits_until_the_guest_has_it_open() {
 
     assert_eq!(rig.next_input(1), b"ping");
 }
+
+#[test]
+fn much_that_was_typed_by_one_who_has_left_still_comes() {
+    for sink in ["pty", "socket"] {
+        let rig = Rig::classic(&format!("sink = \"{sink}\""));
+        let bytes = pattern(100_000);
+        let (place, typed) = (rig.place("0"), bytes.clone());
+        let writer = thread::spawn(move || match sink {
+            "pty" => write_all(terminal(&place), &typed),
+            _ => write_all(connection(&place), &typed),
+        });
+
+        let mut read = Vec::new();
+        while read.len() < bytes.len() {
+            rig.offer_input_buffer(0, 4096);
+            read.extend(rig.next_input(0));
+        }
+
+        assert!(read == bytes, "{sink}");
+        writer.join().unwrap();
+    }
+}
