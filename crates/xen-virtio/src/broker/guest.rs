@@ -70,7 +70,7 @@ impl Guest {
         // What is open may be locked: nobody keeps what is not going to be served.
         let unwanted = prepared.extract_if(.., |id, _| lifecycle.stage(*id) != Some(&Stage::Prepared));
         let mut over: Vec<_> = unwanted.map(|(_, prepared)| prepared.device).collect();
-        let is_over = |id: DeviceId| matches!(lifecycle.stage(id), None | Some(Stage::Vacant(_) | Stage::Dead(_)));
+        let is_over = |id: DeviceId| matches!(lifecycle.stage(id), None | Some(Stage::Vacant | Stage::Dead(_)));
         over.extend(devices.extract_if(.., |id, _| is_over(*id)).map(|(_, device)| device));
         *deadline = lifecycle.is_closing().then(|| deadline.unwrap_or_else(|| Instant::now() + patience));
         over
@@ -139,7 +139,7 @@ fn word_for(stage: &Stage) -> &'static str {
         Stage::Preparing | Stage::Prepared | Stage::Attaching => "starting",
         Stage::Serving => "serving",
         Stage::Detaching(_) | Stage::Detached(_) => "closing",
-        Stage::Dead(_) | Stage::Vacant(_) => "failed",
+        Stage::Dead(_) | Stage::Vacant => "failed",
         Stage::Foreign => "left to a former worker",
     }
 }

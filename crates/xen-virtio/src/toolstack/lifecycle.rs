@@ -32,9 +32,9 @@ pub enum Stage {
     Detaching(Then),
     /// Let go of, as the last one: waits for the worker to end, which proves that nothing is mapped.
     Detached(Then),
-    /// Not served, and will not be, for this reason; the worker answers for its window, so that the guest finds no
-    /// device there and lives.
-    Vacant(String),
+    /// Not served, and will not be; the worker answers for its window, so that the guest finds no device there and
+    /// lives.
+    Vacant,
     /// Not served, and will not be. The reason, as long as the toolstack waits for it.
     Dead(Option<String>),
     /// Served, if at all, by the worker of a former broker.
@@ -202,7 +202,7 @@ impl Lifecycle {
             }
             // Our answer did not get through, say because xenstored was restarted.
             (Sight::New, Some(Stage::Serving)) => todo.push(Action::Publish(id, News::Ready)),
-            (Sight::New, Some(Stage::Dead(Some(reason)) | Stage::Vacant(reason))) => {
+            (Sight::New, Some(Stage::Dead(Some(reason)))) => {
                 todo.push(Action::Publish(id, News::Failed(reason.clone())));
             }
             (Sight::Live, None) => {
@@ -268,7 +268,7 @@ impl Lifecycle {
             Some(stage @ (Stage::Preparing | Stage::Attaching)) => {
                 if !id.class.is_waited_for() && worker == Worker::Running {
                     todo.push(Action::Vacate(id));
-                    *stage = Stage::Vacant(reason.clone());
+                    *stage = Stage::Vacant;
                 } else {
                     *stage = Stage::Dead(Some(reason.clone()));
                 }
@@ -304,7 +304,7 @@ impl Lifecycle {
                 Some(Stage::Preparing) if was_told_to => self.reserve(id, todo),
                 Some(Stage::Preparing) if id.class.is_waited_for() => {}
                 Some(Stage::Preparing | Stage::Attaching) => self.refused(id, how.to_owned(), todo),
-                Some(stage @ Stage::Vacant(_)) => *stage = Stage::Dead(None),
+                Some(stage @ Stage::Vacant) => *stage = Stage::Dead(None),
                 Some(stage @ Stage::Serving) => {
                     *stage = Stage::Dead(None);
                     todo.push(Action::Report(id, Trouble::WorkerDied(how.to_owned())));
@@ -339,7 +339,7 @@ impl Stage {
     /// Whether a worker that runs has something of this device.
     fn is_at_work(&self, id: DeviceId) -> bool {
         match self {
-            Self::Attaching | Self::Serving | Self::Detaching(_) | Self::Vacant(_) => true,
+            Self::Attaching | Self::Serving | Self::Detaching(_) | Self::Vacant => true,
             Self::Preparing => !id.class.is_waited_for(),
             Self::Prepared | Self::Detached(_) | Self::Dead(_) | Self::Foreign => false,
         }

@@ -32,7 +32,7 @@ fn guest_with(stage: Option<Stage>) -> Lifecycle {
     let worker = match stage {
         Some(Stage::Attaching | Stage::Serving | Stage::Detaching(_)) => Worker::Running,
         Some(Stage::Prepared | Stage::Detached(_)) => Worker::Stopping,
-        Some(Stage::Vacant(_)) => Worker::Running,
+        Some(Stage::Vacant) => Worker::Running,
         Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => Worker::Absent,
     };
     Lifecycle { devices: stage.map(|stage| (A, stage)).into_iter().collect(), worker }
@@ -236,7 +236,7 @@ fn a_refused_device_that_nobody_waits_for_leaves_an_empty_window_until_the_guest
 
         assert_eq!(guest.handle(Event::Refused(U, "why".into())), [Action::Vacate(U), failed(U, "why")]);
         assert_eq!(guest.handle(Event::Refused(U, "again".into())), []);
-        assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [failed(U, "why")]);
+        assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [], "nobody waits to hear of it");
         assert!(guest.is_in_use());
         assert_eq!(guest.handle(Event::Seen(U, Sight::Closing)), [Action::Detach(U)]);
         assert_eq!(guest.handle(Event::Detached(U)), [Action::StopWorker]);
