@@ -9,13 +9,13 @@ dom0() {
 bridgee = "lab"
 END
     check_says unknown-key 2 bridgee
-    misconfigure wrong-value nothing 4 queues <<END
+    misconfigure wrong-value nothing 3 queues <<END
 [[rng]]
 
 [[net]]
 queues = 99
 END
-    check_says wrong-value 4 queues
+    check_says wrong-value 3 queues
     # What is wrong with one device only, and only to be seen when it is opened.
     misconfigure no-bridge only_entropy 1 'ip link add nowhere' <<END
 [[net]]

@@ -205,12 +205,13 @@ tell() {
 }
 
 # ask NAME COMMAND...: runs a line of shell in a guest whose part is "obey" and prints what it
-# says; false if it fails there.
+# says; false if it fails there. It may take as many seconds as patience says.
+patience=60
 ask() {
     ask_guest=$1 ask_before=$(answers "$1")
     shift
     tell "$ask_guest" "$*"
-    wait_until 60 has_answered "$ask_guest" "$ask_before" || fail "guest $ask_guest does not end this: $*"
+    wait_until "$patience" has_answered "$ask_guest" "$ask_before" || fail "guest $ask_guest does not end this: $*"
     tr -d '\r' <"$(console "$ask_guest")" |
         awk -v before="$ask_before" '/^@ answer / { n++ } /^@ output / && n == before { sub("@ output ", ""); print }'
     [ "$(said "$ask_guest" answer | tail -n 1)" = 0 ]
