@@ -75,5 +75,6 @@ guest_shell() {
 
 guest_all() {
     need_disk vda
+    send_large_packets
     guest_obey
 }

@@ -78,9 +78,9 @@ network() {
     mkdir -p /tmp/back
     socat -u TCP-LISTEN:4001 - | tar -x -C /tmp/back &
     receiver=$!
-    in_guest devices 'tar -c -C /tmp/files $(cd /tmp/files && ls -d 1???) | socat -u - TCP:192.168.77.1:4001,retry=50,interval=0.1'
+    in_guest devices 'cd /tmp/files && tar -c 1??? | socat -u - TCP:192.168.77.1:4001,retry=50,interval=0.1'
     wait "$receiver"
-    (cd /run/files && rm -f ? ?? ??? ????? [2-9]???)
+    find /run/files -type f ! -name '1???' -exec rm {} +
     diff -r /run/files /tmp/back >/run/differences || fail "files changed on the way back: $(head -n 3 /run/differences)"
     rm -rf /run/files /tmp/back
     patience=60
@@ -163,6 +163,7 @@ leaves_nothing() {
 guest_all() {
     need_disk vda
     need_net eth0 192.168.77.2/24 9000
+    send_large_packets
     mkdir -p /root
     echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
     guest_obey
