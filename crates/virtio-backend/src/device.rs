@@ -97,6 +97,12 @@ pub trait Worker: Send {
         Vec::new()
     }
 
+    /// Whether the driver may be told of what this wake brings some moments later, together with what comes in those
+    /// moments; and how many requests must come then for it to be worth the delay. `None`: it is told at once.
+    fn patience(&self, _wake: Wake) -> Option<u64> {
+        Some(4)
+    }
+
     /// Finishes all that is in flight; every request taken has been pushed when this returns.
     ///
     /// # Errors

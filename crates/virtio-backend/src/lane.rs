@@ -215,7 +215,8 @@ impl Listener<'_> {
 
     fn work(&mut self, wake: Wake) {
         self.call(wake);
-        if let Some(mut hold) = self.moderation.begin() {
+        let patience = self.worker.patience(wake);
+        if let Some(mut hold) = patience.and_then(|worthwhile| self.moderation.begin(worthwhile)) {
             while !self.ended && self.moderation.goes_on(&mut hold, self.pass.events()) {
                 thread::sleep(MOMENT);
                 (0..self.pass.rings.len()).for_each(|queue| self.call(Wake::Queue(queue)));

@@ -16,9 +16,6 @@ pub(crate) const MOMENT: Duration = Duration::from_micros(50);
 /// Moments in a row: the most that a hold delays what is done already.
 const MOST_MOMENTS: u32 = 4;
 
-/// What a hold must bring, in requests taken and given back, to be worth its delay: four of each.
-const WORTHWHILE: u64 = 8;
-
 /// After how many announcements without a hold one is tried, at first and at most.
 const FIRST_TRIAL: u32 = 16;
 const LAST_TRIAL: u32 = 1024;
@@ -35,8 +32,10 @@ pub(crate) struct Moderation {
 }
 
 /// One hold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hold {
+    /// Events that make it worth its delay.
+    worthwhile: u64,
     moments: u32,
     events_at_start: u64,
     events: u64,
@@ -47,10 +46,12 @@ impl Moderation {
         Self { until_trial: FIRST_TRIAL, patience: FIRST_TRIAL, target: 0 }
     }
 
-    /// Whether the coming announcement is to be held; asked once for each.
-    pub(crate) fn begin(&mut self) -> Option<Hold> {
+    /// Whether the coming announcement is to be held; asked once for each. It is worth its delay if so many requests
+    /// are taken and given back meanwhile.
+    pub(crate) fn begin(&mut self, requests: u64) -> Option<Hold> {
         self.until_trial = self.until_trial.saturating_sub(1);
-        (self.until_trial == 0).then(Hold::default)
+        let hold = Hold { worthwhile: requests.saturating_mul(2), moments: 0, events_at_start: 0, events: 0 };
+        (self.until_trial == 0).then_some(hold)
     }
 
     /// Whether to wait another moment, now that `events` have come together.
@@ -70,7 +71,7 @@ impl Moderation {
 
     /// Learns from a hold that has ended.
     pub(crate) fn end(&mut self, hold: &Hold) {
-        if hold.events - hold.events_at_start >= WORTHWHILE || (hold.moments == 0 && self.target > 0) {
+        if hold.events - hold.events_at_start >= hold.worthwhile || (hold.moments == 0 && self.target > 0) {
             // A little more than there was, to notice a driver that submits more than before.
             self.target = hold.events + 2;
             self.patience = FIRST_TRIAL;
@@ -94,7 +95,7 @@ mod tests {
         while served < requests {
             // Without a hold there is one request at a time.
             let mut batch = 1;
-            if let Some(mut hold) = moderation.begin() {
+            if let Some(mut hold) = moderation.begin(4) {
                 while moderation.goes_on(&mut hold, 2 * batch) {
                     moments += 1;
                     batch = (batch + a_moment).min(depth);
@@ -139,9 +140,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_worth_a_hold_is_for_the_device_to_say() {
+        let held = |worthwhile| {
+            let mut moderation = Moderation::new();
+            let mut held = 0;
+            for _ in 0..1000 {
+                if let Some(mut hold) = moderation.begin(worthwhile) {
+                    held += 1;
+                    // One request more comes in the first moment, and none after it.
+                    let mut events = 2;
+                    while moderation.goes_on(&mut hold, events) {
+                        events = 4;
+                    }
+                    moderation.end(&hold);
+                }
+            }
+            held
+        };
+        assert!(held(1) > 900, "{} of 1,000", held(1));
+        assert!(held(2) < 20, "{} of 1,000", held(2));
+    }
+
+    #[test]
     fn a_hold_is_bounded_however_much_keeps_coming() {
-        let moderation = Moderation { until_trial: 0, patience: 1, target: 0 };
-        let mut hold = Hold::default();
+        let mut moderation = Moderation { until_trial: 0, patience: 1, target: 0 };
+        let mut hold = moderation.begin(1).unwrap();
         let moments = (1..).take_while(|events| moderation.goes_on(&mut hold, 100 * events)).count();
         assert_eq!(moments, MOST_MOMENTS as usize);
     }
