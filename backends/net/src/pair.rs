@@ -126,6 +126,12 @@ impl Worker for PairWorker {
         port.into_iter().chain([self.watcher.as_fd(), self.again.as_fd()]).collect()
     }
 
+    /// Packets are large and a sender waits for none of them: one more is worth a moment. What comes from the host is told
+    /// of at once, since somebody may wait for it, and the driver hears of no more while it works on it.
+    fn patience(&self, wake: Wake) -> Option<u64> {
+        matches!(wake, Wake::Queue(_)).then_some(1)
+    }
+
     fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
         rings.first_mut().map_or(Ok(()), |receiveq| self.receiver.give_back(receiveq))
     }
