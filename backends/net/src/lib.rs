@@ -23,6 +23,7 @@ mod host;
 mod judge;
 mod landing;
 mod mac;
+mod outgoing;
 mod pair;
 mod published;
 mod receive;

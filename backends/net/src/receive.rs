@@ -2,7 +2,9 @@
 //!
 //! Where a large packet is to be expected it is read right into the driver's buffers, as many as the largest takes; only
 //! its first bytes come to us, to be judged. Others are read into a buffer of ours: copying 1,500 bytes costs less than
-//! taking buffers for 65,550. Between passes the buffers stay in the ring, so that an idle card holds no guest memory.
+//! taking buffers for 65,550. They are read one by one: several that were read with one system call would have to be kept
+//! if there were no buffers for them. Between passes the buffers stay in the ring, so that an idle card holds no guest
+//! memory.
 
 use std::io::{self, ErrorKind};
 use std::mem::offset_of;

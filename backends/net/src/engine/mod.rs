@@ -3,6 +3,7 @@
 //! A packet travels with a `struct virtio_net_hdr` before it, as the driver and the tap have it (virtio 1.2 §5.1.6).
 //! What stands in it was judged before it gets here.
 
+mod batch;
 mod passt;
 mod tap;
 pub(crate) mod tun;
@@ -50,6 +51,15 @@ pub trait Control: Send + Sync {
     fn set_active(&self, pairs: u16) -> io::Result<()>;
 }
 
+/// A packet to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// What goes before it.
+    pub header: [u8; HEADER_LEN],
+    /// The packet, from its Ethernet header on.
+    pub frame: Part<'a>,
+}
+
 /// Sends and receives packets without waiting. Used by one lane at a time.
 pub trait Port: Send {
     /// Sends a packet. It may be kept to be sent with others until [`flush`](Self::flush).
@@ -58,7 +68,18 @@ pub trait Port: Send {
     /// [`io::ErrorKind::WouldBlock`]: there is no room until the descriptor can be written.
     /// [`io::ErrorKind::InvalidInput`]: the host finds the packet malformed. [`io::ErrorKind::UnexpectedEof`]: the host's
     /// end is gone for good. Else the host has failed. The packet was not sent.
-    fn send(&mut self, header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()>;
+    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()>;
+
+    /// Sends packets, one behind the other, and adds to `outcomes` what [`send`](Self::send) tells of each. Ends with the
+    /// first for which there is no room.
+    fn send_all(&mut self, packets: &[Packet<'_>], outcomes: &mut Vec<io::Result<()>>) {
+        for packet in packets {
+            outcomes.push(self.send(packet));
+            if is_full(outcomes) {
+                return;
+            }
+        }
+    }
 
     /// Sends what was kept.
     ///
@@ -81,4 +102,9 @@ pub trait Port: Send {
 
     /// How many system calls were made since it was last asked.
     fn take_calls(&mut self) -> u64;
+}
+
+/// Whether the last packet found no room.
+fn is_full(outcomes: &[io::Result<()>]) -> bool {
+    matches!(outcomes.last(), Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -10,7 +10,7 @@ use guest_memory::Part;
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::{Control, Engine, HEADER_LEN, MAX_FRAME, MIN_FRAME, Port};
+use super::{Control, Engine, HEADER_LEN, MAX_FRAME, MIN_FRAME, Packet, Port};
 
 /// Bytes of a packet's length.
 const LENGTH: usize = 4;
@@ -54,7 +54,8 @@ struct PasstPort {
 }
 
 impl Port for PasstPort {
-    fn send(&mut self, _header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+        let frame = packet.frame;
         let length = u32::try_from(frame.len).map_err(|_too_long| ErrorKind::InvalidInput)?;
         if self.outgoing.len() + LENGTH + frame.len > ROOM {
             self.flush()?;
@@ -251,8 +252,8 @@ mod tests {
         let nothing = guest_memory::Buffers::new();
         let mut sent = 0u64;
         // Frames without memory are zeros of their length.
-        let frame = |len| Part { buffers: &nothing, at: 0, len };
-        while port.send(&[0; HEADER_LEN], frame(1000)).is_ok() {
+        let packet_of_zeros = Packet { header: [0; HEADER_LEN], frame: Part { buffers: &nothing, at: 0, len: 1000 } };
+        while port.send(&packet_of_zeros).is_ok() {
             sent += 1;
             assert!(sent < 1 << 20, "the socket never fills");
         }

@@ -1,4 +1,5 @@
-//! Packets through a tap, one system call each, between the kernel and guest memory without a copy on the way.
+//! Packets through a tap: small ones many at a time, where the kernel allows; others one by one, between the kernel and
+//! guest memory without a copy on the way.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,11 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use guest_memory::{Part, read_vectored, write_vectored};
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6};
 
-use super::{Control, Engine, HEADER_LEN, Port, tun};
+use super::batch::{self, Batch};
+use super::{Control, Engine, Packet, Port, is_full, tun};
 use crate::features::guest;
 
 /// What kernels could do before 6.2, and since.
 const TRIALS: [u64; 2] = [guest::ALL, guest::ALL & !(guest::USO4 | guest::USO6)];
+
+/// From so many packets on a batch takes no more of the CPU than a system call for each, where those are cheap.
+const BATCH: usize = 16;
 
 /// A tap of which these are the queues, tied to it and ready (see `host`).
 ///
@@ -23,8 +28,7 @@ pub(crate) fn tap(queues: Vec<OwnedFd>) -> io::Result<Engine> {
     // The kernel tells what it can only by doing it.
     let offloads = TRIALS.into_iter().find(|trial| tun::set_offload(first, tun_bits(*trial)).is_ok()).unwrap_or(0);
     tun::set_offload(first, 0)?;
-    let ports = queues.iter().map(|queue| Box::new(TapPort { queue: Arc::clone(queue), calls: 0 }) as Box<dyn Port>);
-    let ports = ports.collect();
+    let ports = queues.iter().map(|queue| Box::new(TapPort::new(Arc::clone(queue))) as Box<dyn Port>).collect();
     let active = Mutex::new(queues.len());
     Ok(Engine { ports, control: Box::new(TapControl { queues, offloads, active }) })
 }
@@ -78,13 +82,55 @@ fn tun_bits(offloads: u64) -> libc::c_uint {
 
 struct TapPort {
     queue: Arc<OwnedFd>,
+    /// If the host allows it.
+    batch: Option<Batch>,
     calls: u64,
 }
 
+impl TapPort {
+    fn new(queue: Arc<OwnedFd>) -> Self {
+        let batch = Batch::new(&queue)
+            .inspect_err(|error| tracing::debug!(name: "net.no_batch", %error, "Packets go one with each system call"));
+        Self { queue, batch: batch.ok(), calls: 0 }
+    }
+
+    /// Sends packets as a batch, if they are enough for one.
+    fn send_batch(&mut self, packets: &[Packet<'_>], outcomes: &mut Vec<io::Result<()>>) -> bool {
+        let Some(batch) = self.batch.as_mut().filter(|_| packets.len() >= BATCH) else { return false };
+        let first = outcomes.len();
+        let sent = batch.send(self.queue.as_fd(), packets, outcomes, &mut self.calls);
+        for outcome in outcomes.iter_mut().skip(first) {
+            *outcome = std::mem::replace(outcome, Ok(())).map_err(told);
+        }
+        if let Err(error) = sent {
+            tracing::warn!(name: "net.batch_lost", %error, "io_uring fails; packets go one with each system call now");
+            self.batch = None;
+        }
+        true
+    }
+}
+
 impl Port for TapPort {
-    fn send(&mut self, header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
         self.calls += 1;
-        write_vectored(&self.queue, header, &[frame]).map(|_whole| ()).map_err(told)
+        write_vectored(&self.queue, &packet.header, &[packet.frame]).map(|_whole| ()).map_err(told)
+    }
+
+    fn send_all(&mut self, packets: &[Packet<'_>], outcomes: &mut Vec<io::Result<()>>) {
+        let mut rest = packets;
+        while let Some(first) = rest.first() {
+            let together = rest.iter().take(batch::MOST).take_while(|packet| Batch::takes(packet)).count();
+            let (now, later) = rest.split_at(together);
+            rest = if self.send_batch(now, outcomes) {
+                later
+            } else {
+                outcomes.push(self.send(first));
+                rest.get(1..).unwrap_or_default()
+            };
+            if is_full(outcomes) {
+                return;
+            }
+        }
     }
 
     fn receive(&mut self, head: &mut [u8], parts: &[Part<'_>]) -> io::Result<usize> {

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use guest_memory::Part;
-use virtio_net::engine::{Control, Engine, HEADER_LEN, Port};
+use virtio_net::engine::{Control, Engine, HEADER_LEN, Packet, Port};
 use virtio_net::guest;
 
 /// The test's end of a fake host. Clones are the same host.
@@ -130,14 +130,15 @@ struct FakePort {
 }
 
 impl Port for FakePort {
-    fn send(&mut self, header: &[u8; HEADER_LEN], frame: Part<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+        let Packet { header, frame } = packet;
         if let Some(error) = self.state.lock().unwrap().send_failures.pop_front() {
             return Err(error);
         }
-        let mut packet = vec![0; HEADER_LEN + frame.len];
-        packet[..HEADER_LEN].copy_from_slice(header);
-        frame.buffers.read(frame.at, &mut packet[HEADER_LEN..]);
-        self.wire.send(&packet).map(|_whole| ())
+        let mut bytes = vec![0; HEADER_LEN + frame.len];
+        bytes[..HEADER_LEN].copy_from_slice(header);
+        frame.buffers.read(frame.at, &mut bytes[HEADER_LEN..]);
+        self.wire.send(&bytes).map(|_whole| ())
     }
 
     fn receive(&mut self, head: &mut [u8], parts: &[Part<'_>]) -> io::Result<usize> {

@@ -12,6 +12,7 @@
 )]
 #![allow(unreachable_pub, reason = "nothing outside could reach into a test")]
 
+mod batches;
 mod control;
 mod driver;
 mod fake;

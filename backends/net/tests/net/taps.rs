@@ -2,10 +2,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use testkit::driver::Descriptor;
-use virtio_backend::Kind;
+use virtio_backend::{Backend, Kind};
 use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
@@ -18,10 +19,10 @@ use crate::isolated::{ip, isolated, open};
 const TSO: u64 = CSUM | HOST_TSO4 | GUEST_CSUM | GUEST_TSO4;
 
 /// Before each packet of the test's own.
-const PLAIN: [u8; HEADER_LEN] = [0; HEADER_LEN];
+pub const PLAIN: [u8; HEADER_LEN] = [0; HEADER_LEN];
 
 /// The test's end of the network.
-struct Peer(OwnedFd);
+pub struct Peer(OwnedFd);
 
 impl Peer {
     fn put(&self, header: &[u8; HEADER_LEN], frame: &[u8]) {
@@ -29,7 +30,7 @@ impl Peer {
     }
 
     /// The next packet of the guest's: others are the bridge's own.
-    fn take(&self) -> Vec<u8> {
+    pub fn take(&self) -> Vec<u8> {
         loop {
             let mut packet = vec![0; HEADER_LEN + MAX_FRAME];
             match rustix::io::read(&self.0, &mut packet) {
@@ -46,8 +47,9 @@ impl Peer {
     }
 }
 
-/// A guest with a card of these keys, in a network of its own.
-fn boot(keys: &str, features: u64) -> (Guest, Peer) {
+/// A card of these keys, in a network of its own. Before it is made its descriptors are `prepare`d; what that returns is
+/// dropped afterwards.
+pub fn network<T>(keys: &str, prepare: impl FnOnce(&[OwnedFd]) -> T) -> (Arc<dyn Backend>, Peer) {
     // Nobody is to send what the test has not asked for.
     for who in ["all", "default"] {
         std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "1").unwrap();
@@ -55,9 +57,15 @@ fn boot(keys: &str, features: u64) -> (Guest, Peer) {
     ip("link add br0 type bridge mcast_snooping 0");
     ip("link set br0 up");
     let (config, descriptors) = open(&format!("tap = 'card'\nbridge = 'br0'\nmac = '00:16:3e:01:02:03'\n{keys}"));
-    let card = Net::make(&config, descriptors).unwrap();
     let (_, mut peer) = open("tap = 'peer'\nbridge = 'br0'");
-    let (guest, peer) = (Guest::with_card(card, features), Peer(peer.remove(0)));
+    let _until_it_is_made = prepare(&descriptors);
+    (Net::make(&config, descriptors).unwrap(), Peer(peer.remove(0)))
+}
+
+/// A guest with a card of these keys, in a network of its own.
+fn boot(keys: &str, features: u64) -> (Guest, Peer) {
+    let (card, peer) = network(keys, |_| {});
+    let guest = Guest::with_card(card, features);
     // Once it has sent, the card is set up, and the bridge knows where it is.
     guest.send(&from_card(60, 0x11));
     assert_eq!(peer.take(), from_card(60, 0x11));

@@ -1,11 +1,14 @@
 //! From the driver to the host.
 
 use std::io::{Error, ErrorKind};
+use std::sync::Arc;
 
 use testkit::driver::Descriptor;
+use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
-use crate::guest::{CSUM, Guest, HOST_TSO4, MAC, PEER, TX, frame, from_card, until};
+use crate::fake::FakeHost;
+use crate::guest::{CSUM, Guest, HOST_TSO4, MAC, PEER, TX, config, frame, from_card, until};
 
 const NO_HEADER: [u8; HEADER_LEN] = [0; HEADER_LEN];
 
@@ -139,6 +142,29 @@ fn f07_a_packet_waits_for_room_and_none_overtakes_it() {
     }
     guest.wait_counter("tx_packets", 20);
     assert_eq!(guest.counter("tx_waits"), 3);
+}
+
+#[test]
+fn f07_what_is_behind_a_packet_that_waits_is_judged_anew_and_counted_once() {
+    let (host, engine) = FakeHost::new(1);
+    let guest = Guest::before_start(Arc::new(Net::with_engine(&config(), engine).unwrap()), 0, 64);
+    host.fail_sends((0..3).map(|_| ErrorKind::WouldBlock.into()));
+    // All in one pass: every third is no packet.
+    for seed in 0..30 {
+        let frame = if seed % 3 == 1 { vec![seed; 13] } else { from_card(60, seed) };
+        let packet = [&NO_HEADER[..], &frame].concat();
+        let address = guest.allocate(packet.len());
+        guest.memory.write(address, &packet);
+        guest.publish(TX, &[Descriptor::readable(address, packet.len() as u32)]);
+    }
+    guest.start();
+    for seed in (0..30).filter(|seed| seed % 3 != 1) {
+        assert_eq!(host.take().1, from_card(60, seed));
+    }
+    guest.queues[TX].wait_used(30);
+    let counted = ["tx_packets", "tx_dropped_malformed", "tx_waits"].map(|name| guest.counter(name));
+    assert_eq!(counted, [20, 10, 3]);
+    assert_eq!(guest.queues[TX].used_idx(), 30);
 }
 
 #[test]
