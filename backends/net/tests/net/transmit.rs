@@ -63,6 +63,22 @@ fn f01_a_chain_of_4_gib_is_refused_before_anything_is_mapped() {
 }
 
 #[test]
+fn f01_what_comes_before_a_malformed_chain_is_sent() {
+    let (host, engine) = FakeHost::new(1);
+    let guest = Guest::before_start(Arc::new(Net::with_engine(&config(), engine).unwrap()), 0, 64);
+    for seed in 0..3 {
+        let address = guest.allocate(HEADER_LEN + 60);
+        guest.memory.write(address, &[&NO_HEADER[..], &from_card(60, seed)].concat());
+        guest.publish(TX, &[Descriptor::readable(address, 72)]);
+    }
+    guest.publish(TX, &[Descriptor::readable(0x4000_0000, u32::MAX)]);
+    guest.start();
+    (0..3).for_each(|seed| assert_eq!(host.take().1, from_card(60, seed)));
+    until("the device needs a reset", || guest.needs_reset());
+    assert_eq!((guest.counter("tx_packets"), guest.queues[TX].used_idx()), (3, 3));
+}
+
+#[test]
 fn f01_a_chain_for_the_device_to_write_is_no_packet() {
     let (guest, host) = Guest::new(0);
     let address = guest.allocate(2000);
