@@ -2,8 +2,11 @@
 //!
 //! All are there before the driver starts the card, so it is certain which go in one pass.
 
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use testkit::driver::{Descriptor, Registers};
 use virtio_net::engine::HEADER_LEN;
@@ -25,8 +28,20 @@ fn number(frame: &[u8]) -> u16 {
 
 /// A guest whose card has not started; see [`network`].
 fn waiting<T>(keys: &str, features: u64, prepare: impl FnOnce(&[OwnedFd]) -> T) -> (Guest, Peer) {
-    let (card, peer) = network(keys, prepare);
+    let (card, peer) = network(keys, |taps| {
+        let probed = pwritev2(&taps[0], &[IoSlice::new(&[0])], u64::MAX, ReadWriteFlags::NOWAIT);
+        BATCHES.store(probed != Err(Errno::OPNOTSUPP), Relaxed);
+        prepare(taps)
+    });
     (Guest::before_start(card, features, 64), peer)
+}
+
+/// This kernel can write to a tap many packets at a time.
+static BATCHES: AtomicBool = AtomicBool::new(false);
+
+/// How many calls so many packets take that take `batched` where the kernel can batch.
+fn calls(batched: u64, packets: u64) -> u64 {
+    if BATCHES.load(Relaxed) { batched } else { packets }
 }
 
 /// Makes a packet available.
@@ -55,8 +70,11 @@ fn the_packets_of_a_pass_take_one_system_call_and_keep_their_order() {
             for number in 0..64 {
                 assert_eq!(peer.take(), numbered(number, 60 + 20 * usize::from(number)));
             }
-            until("the calls are counted", || guest.counter("syscalls") >= round);
-            assert_eq!((guest.counter("syscalls"), guest.counter("tx_packets")), (round, 64 * round));
+            until("the calls are counted", || guest.counter("syscalls") >= calls(round, 64 * round));
+            assert_eq!(
+                (guest.counter("syscalls"), guest.counter("tx_packets")),
+                (calls(round, 64 * round), 64 * round)
+            );
             guest.transport.reset();
             guest = Guest::before_start(guest.card, 0, 64);
         }
@@ -73,7 +91,7 @@ fn a_few_packets_and_large_ones_take_a_call_each() {
         (0..).zip(&lens).for_each(|(number, len)| publish(&guest, &PLAIN, &numbered(number, *len)));
         start(&guest, 54);
         (0..).zip(&lens).for_each(|(number, len)| assert!(peer.take() == numbered(number, *len), "packet {number}"));
-        assert_eq!((guest.counter("syscalls"), guest.counter("tx_packets")), (20, 54));
+        assert_eq!((guest.counter("syscalls"), guest.counter("tx_packets")), (calls(20, 54), 54));
     });
 }
 
@@ -93,7 +111,7 @@ fn f02_a_packet_that_the_kernel_refuses_costs_none_of_the_others() {
             assert_eq!(number(&peer.take()), expected);
         }
         let counted = ["syscalls", "tx_packets", "tx_dropped_malformed", "tx_dropped_host"];
-        assert_eq!(counted.map(|name| guest.counter(name)), [1, 57, 7, 0]);
+        assert_eq!(counted.map(|name| guest.counter(name)), [calls(1, 64), 57, 7, 0]);
     });
 }
 
