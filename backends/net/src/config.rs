@@ -23,6 +23,8 @@ pub struct Config {
     /// The card's end on the host: the name of a tap, which is made, or taken over if there is one. Named after the
     /// guest if left out.
     pub tap: Option<String>,
+    /// The tap's descriptors that the program was started with, one for each pair of queues, in place of `tap`.
+    pub fds: Option<Vec<u32>>,
     /// The Linux bridge that the tap joins.
     pub bridge: Option<String>,
     /// The Open vSwitch bridge that the tap joins.
@@ -41,8 +43,8 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let (tap, bridge, ovs, passt) = (None, None, None, None);
-        Self { tap, bridge, ovs, passt, mac: None, mtu: None, queues: 1, offload: true }
+        let (tap, fds, bridge, ovs, passt) = (None, None, None, None, None);
+        Self { tap, fds, bridge, ovs, passt, mac: None, mtu: None, queues: 1, offload: true }
     }
 }
 
@@ -67,6 +69,20 @@ pub enum ConfigError {
         one: &'static str,
         /// The other.
         other: &'static str,
+    },
+    /// Each pair of queues has a descriptor of its own.
+    #[error("fds names {given} descriptors, where queues = {queues} needs one for each pair of queues")]
+    Fds {
+        /// How many are named.
+        given: usize,
+        /// How many pairs there are.
+        queues: u16,
+    },
+    /// The program's own.
+    #[error("fds names the descriptor {number}: 0 to 2 are the program's own, and a tap has one from 3 on")]
+    StandardFd {
+        /// What was written.
+        number: u32,
     },
     /// passt serves one queue.
     #[error("queues = {queues} is not possible with passt, which serves one pair of queues: leave queues out")]
@@ -118,7 +134,29 @@ impl Config {
         if !QUEUES.contains(&self.queues) {
             return Err(ConfigError::Queues { queues: self.queues });
         }
+        self.check_fds()?;
         self.check_passt()
+    }
+
+    /// What is handed over is set up already.
+    fn check_fds(&self) -> Result<(), ConfigError> {
+        let Some(fds) = &self.fds else { return Ok(()) };
+        let others = [
+            ("tap", self.tap.is_some()),
+            ("bridge", self.bridge.is_some()),
+            ("ovs", self.ovs.is_some()),
+            ("passt", self.passt.is_some()),
+        ];
+        if let Some((other, _)) = others.into_iter().find(|(_, is_written)| *is_written) {
+            return Err(ConfigError::Both { one: "fds", other });
+        }
+        if let Some(number) = fds.iter().find(|number| **number < 3) {
+            return Err(ConfigError::StandardFd { number: *number });
+        }
+        if fds.len() != usize::from(self.queues) {
+            return Err(ConfigError::Fds { given: fds.len(), queues: self.queues });
+        }
+        Ok(())
     }
 
     fn check_passt(&self) -> Result<(), ConfigError> {
@@ -177,6 +215,10 @@ mod tests {
             ("passt = '/run/p'\nbridge = 'br0'", "passt and bridge exclude"),
             ("passt = '/run/p'\novs = 'br0'", "passt and ovs exclude"),
             ("bridge = 'br0'\novs = 'br1'", "bridge and ovs exclude"),
+            ("fds = [3]\ntap = 'web0'", "fds and tap exclude"),
+            ("fds = [3]\nbridge = 'br0'", "fds and bridge exclude"),
+            ("fds = [3, 4]", "fds names 2 descriptors"),
+            ("fds = [2]", "fds names the descriptor 2"),
         ] {
             let message = refusal(text);
             assert!(message.starts_with(key), "{text}: {message}");

@@ -174,12 +174,16 @@ impl Kind for Net {
         let tap = config.tap.as_ref().map(|tap| format!("tap {tap}"));
         let passt = config.passt.as_ref().map(|passt| format!("socket {}", passt.display()));
         let mac = config.mac.map(|mac| format!("address {mac}"));
-        [tap, passt, mac].into_iter().flatten().collect()
+        let fds = config.fds.iter().flatten().map(|number| format!("descriptor {number}"));
+        [tap, passt, mac].into_iter().flatten().chain(fds).collect()
     }
 
     fn host_end(config: &Config) -> String {
         if let Some(passt) = &config.passt {
             return format!("passt at {}", passt.display());
+        }
+        if let Some(fds) = &config.fds {
+            return format!("tap of descriptors {fds:?}");
         }
         let tap = config.tap.as_ref().map_or_else(|| "a tap of its own".to_owned(), |tap| format!("tap {tap}"));
         match (&config.bridge, &config.ovs) {

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "ioctls")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// `TUNSETIFF`: ties an open /dev/net/tun to the interface `name`, which is made if there is none.
 /// `flags` are those of `libc::IFF_TAP` and its neighbours.
@@ -22,6 +22,29 @@ pub(crate) fn set_iff(tun: impl AsFd, name: &str, flags: libc::c_int) -> io::Res
     }
     // SAFETY: TUNSETIFF reads and writes one struct ifreq, which lives until the call returns.
     done(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// `TUNGETIFF`: the flags that the descriptor was tied to its interface with, `libc::IFF_TAP` and its neighbours.
+///
+/// # Errors
+/// The descriptor is not tied to an interface.
+pub(crate) fn flags(tap: impl AsFd) -> io::Result<libc::c_int> {
+    let mut request = request(0)?;
+    // SAFETY: TUNGETIFF writes one struct ifreq, which lives until the call returns.
+    done(unsafe { libc::ioctl(tap.as_fd().as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: any bytes are a c_short, and the kernel has written the flags there.
+    Ok(libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags }.cast_unsigned()))
+}
+
+/// A descriptor of our own for one that the process was started with.
+///
+/// # Errors
+/// None of this number is open.
+pub(crate) fn inherited(number: u32) -> io::Result<OwnedFd> {
+    let number = RawFd::try_from(number).map_err(|_too_large| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: a number that is not negative; the kernel says whether it is open, and nothing else is done with it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(rustix::io::fcntl_dupfd_cloexec(borrowed, 3)?)
 }
 
 /// `TUNSETVNETHDRSZ`: the bytes of the virtio_net_hdr before each packet, 10 or 12.

@@ -67,6 +67,25 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// The program was not started with it.
+    #[error(
+        "The program was started without a descriptor {number}, which fds names; have whoever starts it leave it open"
+    )]
+    NoDescriptor {
+        /// Its number.
+        number: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is not what is needed.
+    #[error(
+        "The descriptor {number}, which fds names, is not a tap's with packet headers; whoever opens it sets IFF_TAP, \
+         IFF_NO_PI and IFF_VNET_HDR"
+    )]
+    NotATapDescriptor {
+        /// Its number.
+        number: u32,
+    },
     /// The tap cannot have the MTU.
     #[error("The tap {name} cannot have an MTU of {mtu} bytes; give it less with mtu = ...")]
     Mtu {

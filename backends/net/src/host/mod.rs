@@ -4,11 +4,11 @@
 //! ends, however it ends. What outlives them is an entry in Open vSwitch's database, which [`close`] removes, and a tap
 //! that the operator made to stay (`ip tuntap add`), which is used as it is and left where it was.
 //!
-//! Descriptors opened by others need nothing of this: [`make`](virtio_backend::Kind::make) takes them from anyone who
-//! set them up as [`tap::Tap`] does.
+//! A tap that is handed over by its descriptors is whatever made it of it, and stays with its owner.
 
 mod address;
 mod error;
+mod inherited;
 mod links;
 mod ovs;
 mod passt;
@@ -35,6 +35,9 @@ pub(crate) fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, H
     config.mac = config.mac.or_else(|| Mac::try_from(address::derived(owner)).ok());
     if let Some(socket) = &config.passt {
         return Ok(vec![passt::connect(socket)?]);
+    }
+    if let Some(fds) = &config.fds {
+        return inherited::taps(fds);
     }
     let name = match &config.tap {
         Some(name) => name.clone(),

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::io::Errno;
@@ -140,9 +140,14 @@ fn open_queue(name: &str, several: bool, make: bool) -> Result<OwnedFd, HostErro
         | if make { libc::IFF_TUN_EXCL } else { 0 };
     tun::set_iff(&tun, name, flags).map_err(|source| refused(name, several, source))?;
     let failed = |source| HostError::Tap { name: name.to_owned(), what: "Setting the packet header", source };
-    tun::set_vnet_hdr_size(&tun, VNET_HDR_SIZE).map_err(failed)?;
-    tun::set_vnet_le(&tun).map_err(failed)?;
+    set_up_header(&tun).map_err(failed)?;
     Ok(tun.into())
+}
+
+/// Has a tap's packets headers as virtio 1 has them.
+pub(super) fn set_up_header(tap: impl AsFd) -> io::Result<()> {
+    tun::set_vnet_hdr_size(&tap, VNET_HDR_SIZE)?;
+    tun::set_vnet_le(&tap)
 }
 
 fn open_tun() -> Result<File, HostError> {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
 mod bridges;
+mod handed_over;
 mod harness;
 mod ovs;
 mod passt;
