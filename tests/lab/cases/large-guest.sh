@@ -14,7 +14,7 @@ queues = 4
 serial = "lab-large"
 END
     create large
-    finish large
+    finish large 150
 }
 
 guest_use() {

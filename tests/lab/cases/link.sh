@@ -11,7 +11,7 @@ bridge = "lab"
 END
     create link
     expect link obeying 60
-    ping -c 1 -W 10 192.168.77.2 || fail "the guest cannot be reached"
+    reaches 192.168.77.2 || fail "the guest cannot be reached"
 
     check xen-virtio link link net0 down
     wait_until 10 carrier_is 0 || fail "the guest still has a carrier"
@@ -20,7 +20,7 @@ END
 
     check xen-virtio link link net0 up
     wait_until 10 carrier_is 1 || fail "the guest's carrier does not come back"
-    wait_until 30 ping -c 1 -W 2 192.168.77.2 || fail "the guest cannot be reached again"
+    reaches 192.168.77.2 || fail "the guest cannot be reached again"
 
     # What there is no link of.
     if xen-virtio link link net1 down 2>/run/refused; then fail "a link that is not there went down"; fi

@@ -14,7 +14,7 @@ bridge = "lab"
 END
     create flood
     expect flood obeying 60
-    ping -c 1 -W 10 192.168.77.2 || fail "the guest cannot be reached"
+    reaches 192.168.77.2 || fail "the guest cannot be reached"
     # Dom0 goes on sending to the address that it knows.
     arp -i lab -s 192.168.77.2 "$(in_guest flood 'cat /sys/class/net/eth0/address')"
     in_guest flood 'ip link set eth0 down'
@@ -28,7 +28,7 @@ END
     [ "$(resident_kib)" -lt $((memory + 4096)) ] || fail "the worker grew from $memory to $(resident_kib) KiB"
 
     in_guest flood 'ip link set eth0 up'
-    wait_until 30 ping -c 1 -W 2 192.168.77.2 || fail "the guest cannot be reached again"
+    reaches 192.168.77.2 || fail "the guest cannot be reached again"
     tell flood end
     finish flood
 }

@@ -103,6 +103,10 @@ new_bridge() {
     check ip link set "$1" up
 }
 
+# reaches ADDRESS: whether it answers within half a minute. A single ping may be lost to an
+# address that Dom0 has just given up resolving, for something else that it had to send there.
+reaches() { wait_until 30 ping -c 1 -W 2 "$1"; }
+
 remove_bridges() {
     for bridge in /sys/class/net/*/bridge; do
         [ -d "$bridge" ] || continue
