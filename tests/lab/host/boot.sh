@@ -4,10 +4,13 @@
 
 # build_lab SERIES...: builds what is not built yet, so that use_xen and boot can follow.
 build_lab() {
-    local series
-    mkdir -p "$out"
+    local series cache_lock
+    mkdir -p "$out" "$cache"
     exec {lock}>"$out/lock"
     flock --nonblock "$lock" || die "another run uses $out; wait for it"
+    # Held only while something is built.
+    exec {cache_lock}>"$cache/lock"
+    flock --nonblock "$cache_lock" || { say "waiting for another tree's run that uses $cache" && flock "$cache_lock"; }
     build_kernel
     build_guests
     for series in "$@"; do
@@ -16,6 +19,7 @@ build_lab() {
         build_dom0
     done
     build_program
+    exec {cache_lock}>&-
     for series in "$@"; do
         use_xen "$series"
         fill_share

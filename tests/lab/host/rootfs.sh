@@ -38,8 +38,9 @@ unpack_kernel() {
 # make_sysroot PACKAGE...: sets sysroot to a directory with these packages and all that they
 # depend on, and adds their names to the file that tells people what exactly was used.
 make_sysroot() {
-    local packages
-    mapfile -t packages < <(fetch_with_dependencies "$@")
+    local list packages
+    list=$(fetch_with_dependencies "$@")
+    mapfile -t packages <<<"$list"
     sysroot=$cache/sysroot-$(printf '%s\n' "${packages[@]##*/}" | key_of_stdin)
     make_dir_once "$sysroot" unpack_packages "${packages[@]}"
     printf '%s\n' "${packages[@]##*/}" >>"$packages_file"
