@@ -63,17 +63,15 @@ quietly() {
 }
 
 # Makes directory $1 by running "$2..." with a temporary name as last argument, so that
-# the directory is either whole or absent. Does nothing when it is there already; of two
-# trees that make it at a time, one is content with the other's.
+# the directory is either whole or absent. Does nothing when it is there already.
 make_dir_once() {
-    local dir=$1 tmp=$1.partial.$$
+    local dir=$1 tmp=$1.partial
     shift
     [[ -d $dir ]] && return
     rm -rf "$tmp"
     mkdir -p "$tmp"
     "$@" "$tmp"
-    mv -T "$tmp" "$dir" 2>/dev/null || rm -rf "$tmp"
-    [[ -d $dir ]]
+    mv "$tmp" "$dir"
 }
 
 # A short key that changes with any word of the standard input.
