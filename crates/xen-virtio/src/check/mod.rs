@@ -1,8 +1,8 @@
 //! `xen-virtio check`: what a guest would get of its xl configuration, and what is wrong, before it is created.
 //!
 //! Reads what xl would read and what `serve` would read, and asks neither: it runs anywhere, for files of any guest.
-//! Parts: [`xlcfg`] reads xl's language, [`disk`] and [`virtio`] the entries that concern us, [`addresses`] does what
-//! libxl does with them, [`Choice`](crate::choice::Choice) adds the guest's TOML file, and [`plan`] puts it all together.
+//! Parts: `xlcfg` reads xl's language, `disk` and `virtio` the entries that concern us, `addresses` does what
+//! libxl does with them, [`Choice`](crate::choice::Choice) adds the guest's TOML file, and `plan` puts it all together.
 
 mod addresses;
 mod disk;
