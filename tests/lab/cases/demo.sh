@@ -64,7 +64,8 @@ run() { echo "@@ show dom0# $*"; }
 
 shell() {
     run "$*"
-    sh -c "$*" 2>&1 | sed 's/^/@@ show /'
+    # A shell asks its terminal where the cursor is; that question is not for a reader's.
+    sh -c "$*" 2>&1 | sed "s/$(printf '\033')\[6n//; s/^/@@ show /"
 }
 
 guest_shell() {
