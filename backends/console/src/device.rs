@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Signals, Worker};
+use virtio_backend::{Backend, Identity, Kind, Owner, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use zerocopy::{Immutable, IntoBytes, little_endian};
 
@@ -85,10 +85,7 @@ impl Backend for Console {
             max_nr_ports: u32::try_from(self.names.len()).unwrap_or(u32::MAX).into(),
             emerg_wr: 0.into(),
         };
-        let end = offset.saturating_add(data.len());
-        if let Some(bytes) = config.as_bytes().get(offset..end) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(config.as_bytes(), offset, data);
     }
 
     /// §5.3.5.1: also before the driver has set anything up, so there may be no lane.

@@ -8,7 +8,6 @@
 //! - Bytes pass as they are, both ways. What they do to a terminal is between the guest and its reader.
 //! - The host thread lives as long as the device: a crashed guest's last words can still be read.
 
-mod bell;
 mod config;
 mod control;
 mod counters;

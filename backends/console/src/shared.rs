@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 
-use virtio_backend::{Fault, Signals};
+use virtio_backend::{Bell, Fault, Signals};
 
-use crate::bell::Bell;
 use crate::counters::Counters;
 use crate::port::{Offered, Port};
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use virtio_backend::{Backend, Identity, Worker};
+use virtio_backend::{Backend, Identity, Worker, copy_config};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -95,10 +95,7 @@ impl Backend for Disk {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let end = offset.saturating_add(data.len());
-        if let Some(bytes) = self.config_space.as_bytes().get(offset..end) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(self.config_space.as_bytes(), offset, data);
     }
 
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {

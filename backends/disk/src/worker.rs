@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use virtio_backend::{Fault, GuestFault, Request, Ring, Wake, Worker};
+use virtio_backend::{Fault, GuestFault, Request, Ring, Wake, Worker, count_failure};
 
 use crate::config::SERIAL_LEN;
 use crate::counters::Counters;
@@ -129,9 +129,7 @@ impl DiskWorker {
         if io == Io::Flush {
             self.life.flush_failed.store(true, Relaxed);
         }
-        // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
-        let failures = self.counters.host_failures.fetch_add(1, Relaxed).wrapping_add(1);
-        if failures.is_power_of_two() {
+        if let Some(failures) = count_failure(&self.counters.host_failures) {
             tracing::error!(name: "disk.io_error", ?io, %error, failures, "The host failed a request of the disk");
         }
     }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{io, iter};
 
-use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Signals, Worker};
+use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use zerocopy::IntoBytes;
 
@@ -117,10 +117,7 @@ impl Backend for Net {
         let announce = life.is_some_and(|life| life.is_to_announce());
         let status = Status { link_up: self.shared.link_is_up(), announce };
         let space = ConfigSpace::new(mac, status, self.pairs, self.mtu.unwrap_or(0));
-        let end = offset.saturating_add(data.len());
-        if let Some(bytes) = space.as_bytes().get(offset..end) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(space.as_bytes(), offset, data);
     }
 
     fn start(&self, lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {

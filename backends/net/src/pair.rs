@@ -1,12 +1,11 @@
 //! The lane of one pair of queues: receiveq and transmitq over one port (virtio 1.2 §5.1.2).
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
-use virtio_backend::{Fault, Interest, Ring, Wake, Watcher, Worker};
+use virtio_backend::{Bell, Fault, Interest, Ring, Wake, Watcher, Worker};
 
 use crate::engine::Port;
 use crate::receive::{Pass, Place, Receiver};
@@ -34,8 +33,8 @@ pub(crate) struct PairWorker {
     /// Watches the port for room, while there is none.
     watcher: Watcher,
     is_watched: bool,
-    /// Wakes the lane for another pass. Watched by edge, so each write is an event of its own.
-    again: OwnedFd,
+    /// Wakes the lane for another pass.
+    again: Bell,
 }
 
 impl PairWorker {
@@ -50,7 +49,7 @@ impl PairWorker {
         life: Arc<Life>,
         mtu: Option<u16>,
     ) -> io::Result<Self> {
-        let (watcher, again) = (Watcher::new()?, eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (watcher, again) = (Watcher::new()?, Bell::new()?);
         let (receiver, sender) = (Receiver::new(&life, mtu), Sender::new(life.filter.reader()));
         let port = berth.lock().unwrap_or_else(PoisonError::into_inner).take();
         let port = Some(port.ok_or(ErrorKind::ResourceBusy)?);
@@ -62,8 +61,7 @@ impl PairWorker {
         let Some(port) = self.port.as_deref_mut() else { return Ok(()) };
         let mut place = Place { port, shared: &self.shared, life: &self.life, pair: self.pair };
         if self.receiver.pass(ring, &mut place)? == Pass::More {
-            // It fails only if the counter is full, with 2^64 wakes to come.
-            let _ = rustix::io::write(&self.again, &1u64.to_ne_bytes());
+            self.again.ring();
         }
         Ok(())
     }

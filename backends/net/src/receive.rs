@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::Relaxed;
 
-use virtio_backend::{Fault, Ring};
+use virtio_backend::{Fault, Ring, count_failure};
 use zerocopy::IntoBytes;
 
 use crate::engine::{HEADER_LEN, MAX_FRAME, Port};
@@ -226,8 +226,7 @@ fn note_failure(error: &io::Error, place: &Place<'_>) -> Moved {
         ErrorKind::UnexpectedEof if place.pair == 0 => place.shared.lose_carrier(error),
         ErrorKind::UnexpectedEof => {}
         _ => {
-            let failures = place.shared.counters.rx_host_failures.fetch_add(1, Relaxed).wrapping_add(1);
-            if failures.is_power_of_two() {
+            if let Some(failures) = count_failure(&place.shared.counters.rx_host_failures) {
                 tracing::warn!(name: "net.rx_error", %error, failures, "The host failed to give the network card a packet");
             }
         }

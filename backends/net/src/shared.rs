@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use virtio_backend::Signals;
+use virtio_backend::{Signals, count_failure};
 
 use crate::counters::Counters;
 use crate::engine::Control;
@@ -64,11 +64,10 @@ impl Shared {
 
     /// The host's end does not follow the driver.
     pub(crate) fn note_setup_failure(&self, error: &io::Error) {
-        let failures = self.counters.host_setup_failures.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let worth_a_line = count_failure(&self.counters.host_setup_failures);
         if error.kind() == io::ErrorKind::UnexpectedEof {
             self.lose_carrier(error);
-        } else if failures.is_power_of_two() {
-            // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
+        } else if let Some(failures) = worth_a_line {
             tracing::warn!(name: "net.not_set", %error, failures, "The host's end of a network card cannot be set up");
         }
     }

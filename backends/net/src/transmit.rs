@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering::Relaxed;
 
 use smallvec::SmallVec;
-use virtio_backend::{Fault, Ring};
+use virtio_backend::{Fault, Ring, count_failure};
 
 use crate::engine::Packet;
 use crate::filter::Filter;
@@ -120,9 +120,7 @@ fn count(outgoing: &Outgoing, outcome: io::Result<()>, mac: [u8; 6], place: &Pla
             if error.kind() == ErrorKind::UnexpectedEof && place.pair == 0 {
                 place.shared.lose_carrier(&error);
             }
-            let failures = counters.tx_dropped_host.fetch_add(1, Relaxed).wrapping_add(1);
-            // A guest can repeat what fails as fast as it likes: the first, the second, the fourth, ...
-            if failures.is_power_of_two() {
+            if let Some(failures) = count_failure(&counters.tx_dropped_host) {
                 tracing::warn!(name: "net.tx_error", %error, failures, "The host failed to take a packet");
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use guest_memory::Buffers;
-use virtio_backend::{Fault, Rate, RateLimit, Ring, Wake, Worker};
+use virtio_backend::{Fault, Rate, RateLimit, Ring, Wake, Worker, count_failure};
 
 use crate::Source;
 use crate::counters::Counters;
@@ -106,10 +106,8 @@ impl RngWorker {
     }
 }
 
-/// The first failure is told, the second, the fourth, ...
 fn note_failure(counters: &Counters, error: Option<io::Error>) {
-    let failures = counters.source_failures.fetch_add(1, Relaxed).wrapping_add(1);
-    if failures.is_power_of_two() {
+    if let Some(failures) = count_failure(&counters.source_failures) {
         let error = error.map_or_else(|| "none given".to_owned(), |error| error.to_string());
         tracing::error!(name: "rng.source_failed", error, failures, "The host gives no random bytes; the guest waits");
     }

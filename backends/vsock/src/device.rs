@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Worker};
+use virtio_backend::{Backend, Identity, Kind, Owner, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::counters::Counters;
@@ -51,10 +51,7 @@ impl Backend for Vsock {
 
     /// `struct virtio_vsock_config` (virtio 1.2 §5.10.4) is the context ID.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.place.cid.to_le_bytes();
-        if let Some(bytes) = config.get(offset..offset.saturating_add(data.len())) {
-            data.copy_from_slice(bytes);
-        }
+        copy_config(&self.place.cid.to_le_bytes(), offset, data);
     }
 
     fn start(&self, _lane: usize, _features: u64) -> io::Result<Box<dyn Worker>> {

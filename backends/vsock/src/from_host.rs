@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use virtio_backend::Ready;
+use virtio_backend::{Ready, count_failure};
 
 use crate::connection::Phase;
 use crate::greeting::{self, Greeting, MOST_BYTES};
@@ -106,9 +106,7 @@ impl Hub {
     fn pause(&mut self, error: &io::Error) {
         self.pauses = true;
         self.table.set_listener_deadline(Instant::now() + PAUSE);
-        // The first, the second, the fourth, ...
-        let failures = self.counters().host_failures.fetch_add(1, Relaxed).wrapping_add(1);
-        if failures.is_power_of_two() {
+        if let Some(failures) = count_failure(&self.counters().host_failures) {
             tracing::warn!(
                 name: "vsock.accept_error", %error, failures, socket = %self.place.socket.display(),
                 "Cannot let a program of the host connect to the guest; it waits"

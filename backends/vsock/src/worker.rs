@@ -1,12 +1,11 @@
 //! The worker of the device's one lane: who has a turn in a pass, and what makes another one.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::event::{EventfdFlags, eventfd};
-use virtio_backend::{Fault, Ring, Wake, Worker};
+use virtio_backend::{Bell, Fault, Ring, Wake, Worker};
 
 use crate::device::Place;
 use crate::hub::Hub;
@@ -15,15 +14,15 @@ use crate::hub::Hub;
 /// migration only; none is ever sent).
 pub(crate) struct VsockWorker {
     hub: Hub,
-    /// Written by the worker itself, for another pass. As the lane watches it edge-triggered, nobody need read it.
-    bell: OwnedFd,
+    /// Rung by the worker itself, for another pass.
+    again: Bell,
 }
 
 impl VsockWorker {
     /// # Errors
     /// The host has no descriptor for it.
     pub(crate) fn new(place: Arc<Place>) -> io::Result<Self> {
-        Ok(Self { hub: Hub::new(place)?, bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
+        Ok(Self { hub: Hub::new(place)?, again: Bell::new()? })
     }
 
     /// The driver's packets, unless there is no room left for the answers.
@@ -58,13 +57,13 @@ impl Worker for VsockWorker {
         let more_packets = self.hub.fill(rx)?;
         self.hub.table.arm(now).map_err(host_fault)?;
         if more_news || more_callers || more_packets || (stood_still && !self.hub.is_out_of_resources()) {
-            rustix::io::write(&self.bell, &1u64.to_ne_bytes()).map_err(|errno| host_fault(errno.into()))?;
+            self.again.ring();
         }
         Ok(())
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.hub.watcher.as_fd(), self.bell.as_fd()]
+        vec![self.hub.watcher.as_fd(), self.again.as_fd()]
     }
 }
 

@@ -1,5 +1,8 @@
 //! What every device counts, and the way to declare counters.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
 /// Declares a struct of counters and one of their values at a moment, from a list of documented
 /// names.
 #[macro_export]
@@ -37,6 +40,13 @@ macro_rules! counters {
     };
 }
 
+/// Counts a failure. Gives how many there are if this one is worth a line in the log: a guest can repeat what fails as
+/// fast as it likes, so the first is, the second, the fourth, and so on.
+pub fn count_failure(failures: &AtomicU64) -> Option<u64> {
+    let count = failures.fetch_add(1, Relaxed).wrapping_add(1);
+    count.is_power_of_two().then_some(count)
+}
+
 counters! {
     /// Counts since the device was made, over all resets. Lanes add to them once a pass.
     pub struct Counters;
@@ -55,4 +65,17 @@ counters! {
     starved,
     /// Lanes that stopped on a fault.
     faults,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ever_fewer_failures_are_worth_a_line() {
+        let failures = AtomicU64::new(0);
+        let told: Vec<_> = (0..100).filter_map(|_| count_failure(&failures)).collect();
+        assert_eq!(told, [1, 2, 4, 8, 16, 32, 64]);
+        assert_eq!(failures.load(Relaxed), 100);
+    }
 }

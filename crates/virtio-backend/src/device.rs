@@ -69,6 +69,13 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
+/// Reads `data.len()` bytes at `offset` of a configuration space that is `space`; for [`Backend::read_config`].
+pub fn copy_config(space: &[u8], offset: usize, data: &mut [u8]) {
+    if let Some(bytes) = space.get(offset..offset.saturating_add(data.len())) {
+        data.copy_from_slice(bytes);
+    }
+}
+
 /// Why a worker is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {

@@ -13,6 +13,7 @@
 //! worker dies at reset, so that no state has to be cleared by hand; a guest's mistake costs its
 //! device until the next reset and nothing else.
 
+mod bell;
 mod counters;
 mod device;
 mod fault;
@@ -26,8 +27,9 @@ mod ring;
 mod signals;
 mod watcher;
 
-pub use counters::{Counters, CountersSnapshot};
-pub use device::{Backend, Identity, Wake, Worker};
+pub use bell::Bell;
+pub use counters::{Counters, CountersSnapshot, count_failure};
+pub use device::{Backend, Identity, Wake, Worker, copy_config};
 pub use fault::{Fault, GuestFault};
 pub use kind::{Kind, Operation, Owner};
 pub use lane::{Lane, LaneSetup, guarded};

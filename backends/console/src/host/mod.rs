@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use virtio_backend::{Fault, Interest, Ready, Watcher, guarded};
+use virtio_backend::{Fault, Interest, Ready, Watcher, count_failure, guarded};
 
 use crate::port::Port;
 use crate::shared::{Shared, Size};
@@ -112,9 +112,7 @@ impl Side<'_> {
     }
 
     fn note_failure(&self, doing: &'static str, error: &io::Error) {
-        // What fails may fail with every line that the guest prints: the first, the second, the fourth, ...
-        let failures = self.shared.counters.host_failures.fetch_add(1, Relaxed).wrapping_add(1);
-        if failures.is_power_of_two() {
+        if let Some(failures) = count_failure(&self.shared.counters.host_failures) {
             tracing::warn!(name: "console.host_error", port = self.index, doing, %error, failures,
                 "The host failed a port of a console");
         }

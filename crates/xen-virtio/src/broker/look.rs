@@ -7,7 +7,7 @@ use super::worker::Spawner;
 use super::{Broker, postponed};
 use crate::config::device_file;
 use crate::toolstack::fixed::Fixed;
-use crate::toolstack::libxl::{Description, Node, What};
+use crate::toolstack::libxl::{Description, KEYS, Node, What};
 use crate::toolstack::lifecycle::{Event, Sight};
 use crate::toolstack::{Sighting, Toolstack, nodes};
 
@@ -67,7 +67,7 @@ impl<S: Spawner> Broker<S> {
     async fn is_ours(&self, store: &Store, node: Node) -> Result<bool, xenstore::Error> {
         let is_known = self.guests.get(&node.domid).is_some_and(|guest| guest.lifecycle.stage(node.id).is_some());
         let Some(only) = self.settings.only.filter(|_| !is_known) else { return Ok(true) };
-        let device_id = match Description::parse(node, &nodes::keys(store, node).await?) {
+        let device_id = match Description::parse(node, &nodes::keys(store, node, &KEYS).await?) {
             Ok(Description { what: What::Virtio(id), .. }) => Some(id),
             Ok(Description { what: What::Disk(disk), .. }) => match disk.other_device() {
                 None => Some(virtio_disk::Disk::DEVICE_ID),

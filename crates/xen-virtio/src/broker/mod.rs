@@ -193,7 +193,7 @@ impl<S: Spawner> Broker<S> {
     async fn reserve(&mut self, node: Node) -> Option<Event> {
         let place = match &self.toolstack {
             Toolstack::Static(file) => file.place(node),
-            Toolstack::Libxl(store) => match nodes::keys(store, node).await {
+            Toolstack::Libxl(store) => match nodes::keys(store, node, &libxl::PLACE_KEYS).await {
                 // What is wrong with them, the preparation will say.
                 Ok(keys) => libxl::place(&keys).ok(),
                 Err(error) => {

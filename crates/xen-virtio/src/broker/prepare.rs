@@ -10,10 +10,10 @@ use virtio_backend::Owner;
 use xenstore::Store;
 
 use crate::choice::Choice;
-use crate::config::{Entry, GuestConfig, GuestName};
+use crate::config::{Entry, GuestConfig, GuestName, is_plain};
 use crate::model::{Class, Device, Place};
 use crate::toolstack::fixed::Fixed;
-use crate::toolstack::libxl::{Description, DiskSpec, Node, What};
+use crate::toolstack::libxl::{Description, DiskSpec, KEYS, Node, What};
 use crate::toolstack::{Toolstack, nodes};
 
 /// A device that can be attached.
@@ -64,7 +64,7 @@ enum Source {
 }
 
 async fn ask_libxl(store: &Store, node: Node) -> anyhow::Result<Wanted> {
-    let Description { place, what } = Description::parse(node, &nodes::keys(store, node).await?)?;
+    let Description { place, what } = Description::parse(node, &nodes::keys(store, node, &KEYS).await?)?;
     let name = nodes::guest_name(store, node.domid).await?;
     let what = match what {
         What::Disk(disk) => {
@@ -114,9 +114,7 @@ impl Wanted {
 /// The guest's name, if it is fit to be part of a file's.
 fn file_name(name: &GuestName) -> Option<String> {
     let name = name.name.as_deref()?;
-    let plain =
-        !name.is_empty() && !name.starts_with('.') && !name.contains('/') && !name.chars().any(char::is_control);
-    plain.then(|| name.to_owned())
+    (is_plain(name) && !name.chars().any(char::is_control)).then(|| name.to_owned())
 }
 
 #[cfg(test)]

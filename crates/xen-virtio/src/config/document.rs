@@ -120,7 +120,7 @@ fn open_regular(file: &Path) -> io::Result<File> {
 }
 
 /// Whether a name can be part of a file's name and leads nowhere else.
-pub(super) fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0'])
 }
 

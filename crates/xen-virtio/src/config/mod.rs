@@ -17,6 +17,7 @@ mod guest;
 mod static_file;
 
 pub use device_file::{device_file, is_device_file};
+pub(crate) use document::is_plain;
 pub use entry::{Entry, Origin};
 pub use error::ConfigError;
 pub use guest::{DIRECTORY, GuestConfig, GuestName};

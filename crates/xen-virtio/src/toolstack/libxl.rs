@@ -32,6 +32,9 @@ pub const KEYS: [&str; 12] = [
     "grant_usage",
 ];
 
+/// Those of [`KEYS`] that say where the guest finds the device, for [`place`].
+pub const PLACE_KEYS: [&str; 2] = ["base", "irq"];
+
 /// xenbus's states, as far as they are compared with or written.
 pub mod state {
     /// `XenbusStateInitialising`.

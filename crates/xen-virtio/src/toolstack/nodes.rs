@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use xenstore::{Error, Store, View};
 
-use super::libxl::{self, CLASSES, KEYS, Node, state};
+use super::libxl::{self, CLASSES, Node, state};
 use super::lifecycle::{News, Sight};
 use crate::config::GuestName;
 use crate::model::Class;
@@ -53,14 +53,14 @@ pub async fn look(store: &Store, node: Node) -> Result<Option<Sight>, Error> {
     Ok(libxl::sight(state.as_deref(), online.as_deref()))
 }
 
-/// The keys that describe a device, as far as they exist and are text.
+/// Those of `wanted` keys of a device that exist and are text; [`KEYS`](libxl::KEYS) describe it wholly.
 ///
 /// # Errors
 /// Xenstore cannot be asked.
-pub async fn keys(store: &Store, node: Node) -> Result<BTreeMap<&'static str, String>, Error> {
+pub async fn keys(store: &Store, node: Node, wanted: &[&'static str]) -> Result<BTreeMap<&'static str, String>, Error> {
     let directory = node.directory();
     let mut keys = BTreeMap::new();
-    for key in KEYS {
+    for key in wanted.iter().copied() {
         if let Some(value) = text(store, &format!("{directory}/{key}")).await? {
             keys.insert(key, value);
         }

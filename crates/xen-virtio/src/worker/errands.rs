@@ -7,8 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fd::OwnedFd;
+use virtio_backend::Bell;
 
 use crate::model::DeviceId;
 
@@ -17,7 +16,7 @@ use crate::model::DeviceId;
 pub(super) struct Errands(Arc<Inner>);
 
 struct Inner {
-    bell: OwnedFd,
+    bell: Bell,
     /// Guest memory went stale since the main thread last looked.
     stale: AtomicBool,
     /// Devices that have come to rest. The threads that end them and the main thread meet here for a moment.
@@ -30,21 +29,21 @@ impl Errands {
     /// # Errors
     /// No eventfd is to be had.
     pub(super) fn new() -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = Bell::new()?;
         Ok(Self(Arc::new(Inner { bell, stale: AtomicBool::new(false), at_rest: Mutex::default() })))
     }
 
     /// Mappings of guest memory went stale. However often it is said, the bell rings once until someone looks.
     pub(super) fn memory_went_stale(&self) {
         if !self.0.stale.swap(true, Ordering::AcqRel) {
-            self.ring();
+            self.0.bell.ring();
         }
     }
 
     /// A device that was told to stop has nothing in flight any more.
     pub(super) fn came_to_rest(&self, id: DeviceId) {
         self.0.at_rest.lock().unwrap_or_else(PoisonError::into_inner).push(id);
-        self.ring();
+        self.0.bell.ring();
     }
 
     /// Whether memory went stale since the last look.
@@ -59,13 +58,7 @@ impl Errands {
 
     /// Silences the bell; to be done before looking.
     pub(super) fn silence(&self) {
-        // It fails if the bell does not ring.
-        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
-    }
-
-    fn ring(&self) {
-        // It fails if the bell has rung for 2^64 notes, and rings on.
-        let _ = rustix::io::write(&self.0.bell, &1_u64.to_ne_bytes());
+        self.0.bell.silence();
     }
 }
 
