@@ -125,7 +125,7 @@ impl Kind for Console {
     type Config = Config;
     type Error = ConfigError;
     const NAME: &'static str = "console";
-    const DEVICE_ID: u32 = VIRTIO_ID_CONSOLE;
+    const DEVICE_ID: Option<u32> = Some(VIRTIO_ID_CONSOLE);
 
     fn check(config: &Config) -> Result<(), ConfigError> {
         config.check()

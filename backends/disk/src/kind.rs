@@ -42,7 +42,7 @@ impl Kind for Disk {
     type Error = DiskError;
 
     const NAME: &'static str = "disk";
-    const DEVICE_ID: u32 = VIRTIO_ID_BLOCK;
+    const DEVICE_ID: Option<u32> = Some(VIRTIO_ID_BLOCK);
 
     fn check(config: &Config) -> Result<(), DiskError> {
         if config.image.as_os_str().is_empty() {

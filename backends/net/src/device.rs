@@ -161,7 +161,7 @@ impl Kind for Net {
     type Config = Config;
     type Error = NetError;
     const NAME: &'static str = "net";
-    const DEVICE_ID: u32 = VIRTIO_ID_NET;
+    const DEVICE_ID: Option<u32> = Some(VIRTIO_ID_NET);
 
     fn check(config: &Config) -> Result<(), NetError> {
         Ok(config.check()?)

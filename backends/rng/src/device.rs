@@ -50,7 +50,7 @@ impl Kind for Rng {
     type Error = ConfigError;
 
     const NAME: &'static str = "rng";
-    const DEVICE_ID: u32 = VIRTIO_ID_RNG;
+    const DEVICE_ID: Option<u32> = Some(VIRTIO_ID_RNG);
 
     fn check(config: &Config) -> Result<(), ConfigError> {
         config.check()

@@ -72,7 +72,7 @@ impl Kind for Vsock {
     type Config = Config;
     type Error = ConfigError;
     const NAME: &'static str = "vsock";
-    const DEVICE_ID: u32 = VIRTIO_ID_VSOCK;
+    const DEVICE_ID: Option<u32> = Some(VIRTIO_ID_VSOCK);
 
     fn check(config: &Config) -> Result<(), ConfigError> {
         config.check()

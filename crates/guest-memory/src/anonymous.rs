@@ -1,8 +1,13 @@
-//! Memory of our own in the place of a guest's.
+//! Memory of our own: in the place of a guest's, or shared with another process.
 #![expect(unsafe_code, reason = "maps and unmaps")]
 
-use std::{io, ptr};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    ptr,
+};
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::VolatileSlice;
 
 use crate::Mapping;
@@ -21,10 +26,13 @@ unsafe impl Sync for AnonymousMapping {}
 impl AnonymousMapping {
     /// `len` bytes, at least one. Fails like mmap(2).
     pub fn new(len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    fn map(len: usize, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, fd, 0) };
         if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { base: base.cast(), len }) }
     }
 }
@@ -40,5 +48,55 @@ impl Drop for AnonymousMapping {
     fn drop(&mut self) {
         // SAFETY: ours, whole, and nothing borrows it any more.
         unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// Zeroed memory that another process may map, too, by the descriptor that it is handed. It cannot shrink, so that
+/// nobody's access to it ends in SIGBUS.
+pub struct SharedMemory {
+    mapping: AnonymousMapping,
+    file: OwnedFd,
+}
+
+impl SharedMemory {
+    /// `len` bytes, at least one; pages take memory from the first access on. The kernel shows it by `name`. Fails like
+    /// memfd_create(2) and mmap(2).
+    pub fn new(name: &str, len: usize) -> io::Result<Self> {
+        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, len as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let mapping = AnonymousMapping::map(len, libc::MAP_SHARED, file.as_raw_fd())?;
+        Ok(Self { mapping, file })
+    }
+}
+
+impl Mapping for SharedMemory {
+    fn memory(&self) -> VolatileSlice<'_> {
+        self.mapping.memory()
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn who_has_the_descriptor_sees_what_is_written_and_cannot_take_memory_away() {
+        let shared = SharedMemory::new("test", 8192).unwrap();
+
+        shared.memory().write_obj(0x1234_5678_u32, 4096).unwrap();
+
+        let mut seen = [0; 4];
+        rustix::io::pread(&shared, &mut seen, 4096).unwrap();
+        assert_eq!(u32::from_ne_bytes(seen), 0x1234_5678);
+        assert_eq!(ftruncate(&shared, 4096), Err(rustix::io::Errno::PERM));
     }
 }

@@ -94,6 +94,31 @@ impl Buffers {
         from.len() - rest.len()
     }
 
+    /// As [`read`](Self::read), into memory that others may change at any time.
+    pub fn read_volatile(&self, at: usize, to: VolatileSlice<'_>) -> usize {
+        self.with_volatile(at, to, |guest, other| guest.copy_to_volatile_slice(other))
+    }
+
+    /// As [`write`](Self::write), from memory that others may change at any time.
+    pub fn write_volatile(&self, at: usize, from: VolatileSlice<'_>) -> usize {
+        self.with_volatile(at, from, |guest, other| other.copy_to_volatile_slice(guest))
+    }
+
+    fn with_volatile(
+        &self,
+        at: usize,
+        other: VolatileSlice<'_>,
+        copy: impl Fn(VolatileSlice<'_>, VolatileSlice<'_>),
+    ) -> usize {
+        let mut done = 0;
+        for guest in self.slices(at, other.len()) {
+            let Ok(part) = other.subslice(done, guest.len()) else { break };
+            copy(guest, part);
+            done += guest.len();
+        }
+        done
+    }
+
     /// Sets up to `len` bytes from `at` on to `byte`. Returns how many.
     pub fn fill(&self, at: usize, len: usize, byte: u8) -> usize {
         let pattern = [byte; 512];

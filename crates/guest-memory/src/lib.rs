@@ -29,7 +29,7 @@ mod vectored;
 mod view;
 
 pub use address::{CHUNK_SIZE, PAGE_SIZE, Route};
-pub use anonymous::AnonymousMapping;
+pub use anonymous::{AnonymousMapping, SharedMemory};
 pub use budget::Budget;
 pub use buffers::{Buffers, IoVecs};
 pub use cache::MapCache;

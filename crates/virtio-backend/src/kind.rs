@@ -27,8 +27,18 @@ pub trait Kind {
     /// In a word: `net`. The name of its entries in configuration files.
     const NAME: &'static str;
 
-    /// The virtio device ID (virtio 1.2 §5).
-    const DEVICE_ID: u32;
+    /// The virtio device ID (virtio 1.2 §5); `None` where each device's configuration says it.
+    const DEVICE_ID: Option<u32>;
+
+    /// The virtio device ID of a device of this kind.
+    fn device_id(_config: &Self::Config) -> u32 {
+        Self::DEVICE_ID.unwrap_or_default()
+    }
+
+    /// What a device of this kind is called, before its number: `net`.
+    fn title(_config: &Self::Config) -> String {
+        Self::NAME.to_owned()
+    }
 
     /// Checks what can be checked without looking at the host.
     ///

@@ -40,15 +40,22 @@ pub struct LaneSetup {
     /// The guest's memory.
     pub cache: Arc<MapCache>,
     /// The lane's queues, in order; `None` is one the driver did not enable.
-    pub rings: Vec<Option<RingSetup>>,
-    /// What wakes the lane for each of its queues.
-    pub kicks: Vec<Arc<EventFd>>,
+    pub queues: Vec<Option<QueueSetup>>,
     /// The way to the driver.
     pub signals: Arc<dyn Signals>,
     /// Where to count.
     pub counters: Arc<Counters>,
     /// Called on the lane's thread, as its last act, with its queues' positions.
     pub ended: Box<dyn FnOnce(Vec<RingPosition>) + Send>,
+}
+
+/// What a lane needs to take a queue into service.
+#[derive(Clone)]
+pub struct QueueSetup {
+    /// Where it lies.
+    pub ring: RingSetup,
+    /// What wakes the lane for it: an eventfd that is never read, as each write to it counts.
+    pub kick: Arc<EventFd>,
 }
 
 /// A running lane, or one that has ended. Dropping it stops the lane, without waiting for its end.
@@ -75,13 +82,13 @@ impl Lane {
     }
 
     /// Asks the lane to finish what is in flight and take one of its queues out of service; `done`
-    /// then runs on its thread. If the lane ends first, `done` is dropped.
-    pub fn reset_queue(&self, queue: usize, done: Box<dyn FnOnce() + Send>) {
+    /// then runs on its thread, with where the queue stands. If the lane ends first, `done` is dropped.
+    pub fn reset_queue(&self, queue: usize, done: Box<dyn FnOnce(RingPosition) + Send>) {
         self.mailbox.post(Command::ResetQueue(queue, done));
     }
 
     /// Asks the lane to take one of its queues into service.
-    pub fn enable_queue(&self, queue: usize, setup: RingSetup) {
+    pub fn enable_queue(&self, queue: usize, setup: QueueSetup) {
         self.mailbox.post(Command::EnableQueue(queue, setup));
     }
 
@@ -99,20 +106,21 @@ impl Drop for Lane {
 }
 
 fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
-    let LaneSetup { name: _, backend, index, features, cache, rings, kicks, signals, counters, ended } = setup;
+    let LaneSetup { name: _, backend, index, features, cache, queues, signals, counters, ended } = setup;
     let queue_base = backend.identity().lanes.get(index).map_or(0, |queues| queues.start);
     // A moment is to be a moment; by default the kernel may double it. It fails where seccomp forbids it.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters };
     let served = guarded(|| {
-        for setup in rings {
+        for setup in &queues {
             pass.rings.push(match setup {
-                Some(setup) => Ring::new(&setup, &pass.cache)?,
+                Some(setup) => Ring::new(&setup.ring, &pass.cache)?,
                 None => Ring::idle(&pass.cache),
             });
         }
         let worker =
             backend.start(index, features).map_err(|source| Fault::Host { doing: "starting the device", source })?;
+        let kicks = queues.into_iter().map(|setup| setup.map(|setup| setup.kick)).collect();
         serve(worker, &mut pass, kicks, mailbox).map_err(|source| Fault::Host { doing: "waiting for events", source })
     });
     if let Err(fault) = served {
@@ -125,7 +133,7 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
 }
 
 /// Works until told to stop, or until the worker faults.
-fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Arc<EventFd>>, mailbox: Arc<Mailbox>) -> io::Result<()> {
+fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Kick>, mailbox: Arc<Mailbox>) -> io::Result<()> {
     let mut events = EventManager::new().map_err(io::Error::other)?;
     let id =
         events.add_subscriber(Listener { worker, pass, kicks, mailbox, moderation: Moderation::new(), ended: false });
@@ -138,6 +146,9 @@ fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Arc<EventFd>>, mai
         events.run_with_timeout(timeout).map_err(io::Error::other)?;
     }
 }
+
+/// What wakes the lane for a queue in service.
+type Kick = Option<Arc<EventFd>>;
 
 /// What a pass works on, beside the worker.
 struct Pass {
@@ -183,7 +194,7 @@ impl Pass {
 struct Listener<'a> {
     worker: Box<dyn Worker>,
     pass: &'a mut Pass,
-    kicks: Vec<Arc<EventFd>>,
+    kicks: Vec<Kick>,
     mailbox: Arc<Mailbox>,
     moderation: Moderation,
     ended: bool,
@@ -248,7 +259,7 @@ impl Listener<'_> {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command, ops: &mut EventOps<'_>) {
         match command {
             Command::Stop => {
                 self.drain();
@@ -256,10 +267,15 @@ impl Listener<'_> {
             }
             Command::ResetQueue(queue, done) => {
                 self.drain();
+                let position = self.pass.rings.get(queue).map(Ring::position).unwrap_or_default();
                 self.replace_ring(queue, Ok(Ring::idle(&self.pass.cache)));
-                done();
+                self.replace_kick(queue, None, ops);
+                done(position);
             }
-            Command::EnableQueue(queue, setup) => self.replace_ring(queue, Ring::new(&setup, &self.pass.cache)),
+            Command::EnableQueue(queue, setup) => {
+                self.replace_ring(queue, Ring::new(&setup.ring, &self.pass.cache));
+                self.replace_kick(queue, Some(setup.kick), ops);
+            }
             Command::ReleaseMemory => self.pass.rings.iter_mut().for_each(Ring::release_memory),
         }
     }
@@ -281,29 +297,50 @@ impl Listener<'_> {
     }
 }
 
-impl MutEventSubscriber for Listener<'_> {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        let kicks = (0..).zip(&self.kicks).map(|(index, kick)| Events::with_data(&**kick, index, edge));
-        let sources = (SOURCE..).zip(self.worker.sources());
-        let sources = sources.map(|(index, fd)| Events::with_data_raw(fd.as_raw_fd(), index, edge));
-        let bell = Events::with_data(self.mailbox.bell(), MAILBOX, EventSet::IN);
-        for event in kicks.chain(sources).chain([bell]) {
-            if let Err(error) = ops.add(event) {
-                let source = io::Error::other(error);
-                self.pass.report(&Fault::Host { doing: "watching for events", source });
-                self.ended = true;
-            }
-        }
+/// How kicks and sources are watched.
+const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
+
+/// What to watch for a queue's kicks.
+fn kicks_of(queue: usize, kick: &EventFd) -> Events {
+    // A device has fewer than 2^16 queues, whatever its transport.
+    Events::with_data(kick, u32::try_from(queue).unwrap_or(MAILBOX), EDGE)
+}
+
+impl Listener<'_> {
+    fn replace_kick(&mut self, queue: usize, kick: Kick, ops: &mut EventOps<'_>) {
+        let Some(place) = self.kicks.get_mut(queue) else { return };
+        let old = std::mem::replace(place, kick.clone());
+        let removed = old.map_or(Ok(()), |old| ops.remove(kicks_of(queue, &old)));
+        let replaced = removed.and_then(|()| kick.map_or(Ok(()), |kick| ops.add(kicks_of(queue, &kick))));
+        self.end_unless_watched(replaced);
     }
 
-    fn process(&mut self, event: Events, _ops: &mut EventOps<'_>) {
+    fn end_unless_watched(&mut self, watched: Result<(), event_manager::Error>) {
+        if let Err(error) = watched {
+            self.pass.report(&Fault::Host { doing: "watching for events", source: io::Error::other(error) });
+            self.ended = true;
+        }
+    }
+}
+
+impl MutEventSubscriber for Listener<'_> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let kicks = self.kicks.iter().enumerate();
+        let kicks = kicks.filter_map(|(queue, kick)| Some(kicks_of(queue, kick.as_ref()?)));
+        let sources = (SOURCE..).zip(self.worker.sources());
+        let sources = sources.map(|(index, fd)| Events::with_data_raw(fd.as_raw_fd(), index, EDGE));
+        let bell = Events::with_data(self.mailbox.bell(), MAILBOX, EventSet::IN);
+        let watched = kicks.chain(sources).chain([bell]).try_for_each(|event| ops.add(event));
+        self.end_unless_watched(watched);
+    }
+
+    fn process(&mut self, event: Events, ops: &mut EventOps<'_>) {
         match event.data() {
             MAILBOX => {
                 // Only a wake without a message could be lost here, and none matters.
                 let _ = self.mailbox.bell().read();
                 for command in self.mailbox.take() {
-                    self.obey(command);
+                    self.obey(command, ops);
                 }
             }
             index if index & SOURCE != 0 => self.work(Wake::Source((index & !SOURCE) as usize)),

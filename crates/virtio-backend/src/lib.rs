@@ -32,7 +32,7 @@ pub use counters::{Counters, CountersSnapshot, count_failure};
 pub use device::{Backend, Identity, Wake, Worker, copy_config};
 pub use fault::{Fault, GuestFault};
 pub use kind::{Kind, Operation, Owner};
-pub use lane::{Lane, LaneSetup, guarded};
+pub use lane::{Lane, LaneSetup, QueueSetup, guarded};
 pub use rate_limit::{Rate, RateLimit};
 pub use request::Request;
 pub use ring::{Ring, RingPosition, RingSetup};

@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::RingSetup;
+use crate::{QueueSetup, RingPosition};
 
-/// Runs when what was asked has been done; dropped unrun if the lane ends first, which is as good:
-/// an ended lane holds nothing.
-pub(crate) type Done = Box<dyn FnOnce() + Send>;
+/// Runs when what was asked has been done, with where the queue stands; dropped unrun if the lane ends first, which is as
+/// good: an ended lane holds nothing, and has told where its queues stand.
+pub(crate) type Done = Box<dyn FnOnce(RingPosition) + Send>;
 
 /// What a lane can be asked.
 pub(crate) enum Command {
@@ -18,7 +18,7 @@ pub(crate) enum Command {
     /// Finish what is in flight, then take this queue out of service.
     ResetQueue(usize, Done),
     /// Take this queue into service.
-    EnableQueue(usize, RingSetup),
+    EnableQueue(usize, QueueSetup),
     /// Let go of guest memory that no request holds.
     ReleaseMemory,
 }

@@ -327,7 +327,13 @@ fn resolve(
 ) -> Result<Request, GuestFault> {
     let head = chain.head_index();
     let malformed = |what| GuestFault::Chain { head, what };
-    let mut request = Request { head, readable: Default::default(), writable: Default::default() };
+    let mut request = Request {
+        head,
+        readable: Default::default(),
+        writable: Default::default(),
+        lengths: Default::default(),
+        readable_descriptors: 0,
+    };
     let (mut descriptors, mut bytes, mut unfinished, mut in_writable_part) = (0, 0u64, true, false);
     for descriptor in chain {
         descriptors += 1;
@@ -344,6 +350,8 @@ fn resolve(
             return Err(malformed("has a readable descriptor behind a writable one"));
         }
         in_writable_part = descriptor.is_write_only();
+        request.lengths.push(descriptor.len());
+        request.readable_descriptors += usize::from(!in_writable_part);
         let buffers = if in_writable_part { &mut request.writable } else { &mut request.readable };
         view.pin(descriptor.addr(), usize::try_from(descriptor.len()).unwrap_or(usize::MAX), buffers)
             .map_err(|source| GuestFault::Memory { head, source })?;

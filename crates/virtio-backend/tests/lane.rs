@@ -20,7 +20,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::{
-    Backend, Counters, Fault, Identity, Lane, LaneSetup, Ring, RingPosition, RingSetup, Signals, Wake, Worker,
+    Backend, Counters, Fault, Identity, Lane, LaneSetup, QueueSetup, Ring, RingPosition, RingSetup, Signals, Wake,
+    Worker,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -151,9 +152,10 @@ impl Rig {
         }
     }
 
-    fn setup(&self, queue: usize) -> RingSetup {
+    fn setup(&self, queue: usize) -> QueueSetup {
+        let kick = Arc::clone(&self.kicks[queue]);
         let queue = &self.queues[queue];
-        RingSetup {
+        let ring = RingSetup {
             size: SIZE,
             max_size: SIZE,
             desc_table: queue.desc_table(),
@@ -162,7 +164,8 @@ impl Rig {
             event_idx: false,
             position: RingPosition::default(),
             max_chain_bytes: 1 << 17,
-        }
+        };
+        QueueSetup { ring, kick }
     }
 
     fn start(&self, behaviour: Behaviour) -> Lane {
@@ -170,18 +173,18 @@ impl Rig {
     }
 
     /// Starts an echoing lane, and waits until it has made the passes that no event asks for.
-    fn start_settled(&self, rings: Vec<Option<RingSetup>>) -> Lane {
-        let unasked = rings.iter().flatten().count() as u64;
-        let lane = self.start_with(Behaviour::Echo, rings);
+    fn start_settled(&self, queues: Vec<Option<QueueSetup>>) -> Lane {
+        let unasked = queues.iter().flatten().count() as u64;
+        let lane = self.start_with(Behaviour::Echo, queues);
         wait_until(|| self.counters.passes.load(Relaxed) >= unasked);
         lane
     }
 
-    fn both(&self) -> Vec<Option<RingSetup>> {
+    fn both(&self) -> Vec<Option<QueueSetup>> {
         vec![Some(self.setup(0)), Some(self.setup(1))]
     }
 
-    fn start_with(&self, behaviour: Behaviour, rings: Vec<Option<RingSetup>>) -> Lane {
+    fn start_with(&self, behaviour: Behaviour, queues: Vec<Option<QueueSetup>>) -> Lane {
         let identity = Identity {
             device_id: 42,
             features: 0,
@@ -199,8 +202,7 @@ impl Rig {
             index: 1,
             features: 0,
             cache: Arc::clone(&self.cache),
-            rings,
-            kicks: self.kicks.clone(),
+            queues,
             signals: Arc::new(Ears(Mutex::new(self.say.clone()))),
             counters: Arc::clone(&self.counters),
             ended: Box::new(move |positions| say.send(Said::Ended(positions)).unwrap()),
@@ -220,6 +222,10 @@ impl Rig {
     fn hear(&self) -> Said {
         self.heard.recv_timeout(PATIENCE).expect("the lane says something")
     }
+}
+
+fn with_event_idx(setup: QueueSetup) -> QueueSetup {
+    QueueSetup { ring: RingSetup { event_idx: true, ..setup.ring }, ..setup }
 }
 
 #[test]
@@ -248,7 +254,7 @@ fn each_kick_makes_a_pass_that_is_announced_once() {
 #[test]
 fn when_a_pass_ends_kicks_are_asked_for_again() {
     let rig = Rig::new();
-    let setups = vec![Some(rig.setup(0)), Some(RingSetup { event_idx: true, ..rig.setup(1) })];
+    let setups = vec![Some(rig.setup(0)), Some(with_event_idx(rig.setup(1)))];
     let _lane = rig.start_settled(setups);
     for queue in 0..2 {
         rig.offer(queue, 0);
@@ -285,7 +291,7 @@ fn spec_2_7_7_a_driver_that_wants_no_interrupt_gets_none() {
 fn spec_2_7_7_with_event_index_an_interrupt_comes_when_its_index_is_used() {
     let rig = Rig::new();
     rig.queues[0].set_used_event(1);
-    let _lane = rig.start_settled(vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), None]);
+    let _lane = rig.start_settled(vec![Some(with_event_idx(rig.setup(0))), None]);
     rig.offer(0, 0);
     rig.kicks[0].write(1).unwrap();
     rig.queues[0].wait_used(1);
@@ -308,7 +314,7 @@ fn noise() -> impl Iterator<Item = u64> {
 #[test]
 fn d13_whatever_the_driver_says_of_interrupts_its_requests_come_back() {
     let rig = Rig::new();
-    let setups = vec![Some(RingSetup { event_idx: true, ..rig.setup(0) }), Some(rig.setup(1))];
+    let setups = vec![Some(with_event_idx(rig.setup(0))), Some(rig.setup(1))];
     let lane = rig.start_settled(setups);
     for (round, noise) in (0..200u16).zip(noise()) {
         rig.queues[0].set_used_event(noise as u16);
@@ -378,7 +384,7 @@ fn a_queue_is_taken_out_of_service_and_back_while_the_other_goes_on() {
     let rig = Rig::new();
     let lane = rig.start_settled(rig.both());
     let (told, done) = channel();
-    lane.reset_queue(0, Box::new(move || told.send(()).unwrap()));
+    lane.reset_queue(0, Box::new(move |_position| told.send(()).unwrap()));
     done.recv_timeout(PATIENCE).unwrap();
 
     rig.offer(0, 0);

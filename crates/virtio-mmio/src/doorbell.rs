@@ -1,7 +1,6 @@
 //! Kicks: a write to QueueNotify (virtio 1.2 §4.2.3.3) becomes a write to the queue's eventfd.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -29,8 +28,8 @@ impl Doorbell {
         }
     }
 
-    /// What wakes a lane for the queues in `range`.
-    pub(crate) fn of_lane(&self, range: Range<usize>) -> Vec<Arc<EventFd>> {
-        self.kicks.get(range).unwrap_or_default().to_vec()
+    /// What wakes the lane of `queue`.
+    pub(crate) fn kick(&self, queue: usize) -> Option<Arc<EventFd>> {
+        self.kicks.get(queue).cloned()
     }
 }

@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::Arc;
 
 use io_bus::Written;
-use virtio_backend::{Fault, Lane, LaneSetup, RingSetup, Signals, guarded};
+use virtio_backend::{Fault, Lane, LaneSetup, QueueSetup, Signals, guarded};
 
 use crate::Transport;
 use crate::counters::count;
@@ -78,15 +78,14 @@ impl Transport {
 
     fn spawn_lane(&self, index: usize, registers: &Registers, run: Arc<Run>) -> io::Result<Lane> {
         let queues = self.backend.identity().lanes.get(index).cloned().unwrap_or_default();
-        let rings = registers.queues.of_lane(queues.clone()).iter();
+        let queues = queues.clone().zip(registers.queues.of_lane(queues));
         Lane::spawn(LaneSetup {
             name: format!("{}.{index}", self.state.name()),
             backend: Arc::clone(&self.backend),
             index,
             features: registers.features.accepted(),
             cache: Arc::clone(&self.cache),
-            rings: rings.map(|queue| queue.is_ready().then(|| self.ring_setup(queue, registers))).collect(),
-            kicks: self.doorbell.of_lane(queues),
+            queues: queues.map(|(index, queue)| self.queue_setup(index, queue, registers)).collect(),
             signals: Arc::clone(&self.state) as Arc<dyn Signals>,
             counters: Arc::clone(&self.lane_counters),
             ended: Box::new(move |_positions| drop(run)),
@@ -102,8 +101,10 @@ impl Transport {
         }
     }
 
-    fn ring_setup(&self, queue: &Queue, registers: &Registers) -> RingSetup {
-        queue.setup(registers.features.has(EVENT_IDX), self.backend.identity().max_chain_bytes)
+    /// What a lane needs of a queue, if that is ready.
+    fn queue_setup(&self, index: usize, queue: &Queue, registers: &Registers) -> Option<QueueSetup> {
+        let ring = queue.setup(registers.features.has(EVENT_IDX), self.backend.identity().max_chain_bytes);
+        queue.is_ready().then_some(QueueSetup { ring, kick: self.doorbell.kick(index)? })
     }
 }
 
@@ -131,7 +132,7 @@ impl Transport {
         let (index, queue) = registers.queue_to_set_up()?;
         queue.set_ready();
         let (lane, queue_in_lane) = self.place_of(index)?;
-        let setup = self.ring_setup(registers.queues.selected()?, &registers);
+        let setup = self.queue_setup(index, registers.queues.selected()?, &registers)?;
         // Before DRIVER_OK there are no lanes yet; they start with this queue.
         if let Some(lane) = registers.lanes().get(lane) {
             lane.enable_queue(queue_in_lane, setup);

@@ -210,7 +210,7 @@ impl Registers {
         };
         let (answer, deferral) = defer();
         let stopping = StoppingQueue { run, index, _answer: answer };
-        lane.reset_queue(queue_in_lane, Box::new(move || drop(stopping)));
+        lane.reset_queue(queue_in_lane, Box::new(move |_position| drop(stopping)));
         Written::Later(deferral)
     }
 

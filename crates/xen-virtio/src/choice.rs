@@ -52,7 +52,7 @@ impl Choice {
             return Ok(Self::of_entry(entry, index));
         }
         let model = Model::default_of(device_id).ok_or_else(|| {
-            let known: Vec<_> = Model::KINDS.iter().map(|(kind, id)| format!("{kind} (device{id:x})")).collect();
+            let known: Vec<_> = Model::kinds_with_id().map(|(kind, id)| format!("{kind} (device{id:x})")).collect();
             anyhow!("xen-virtio serves no device{device_id:x}; there are {}", known.join(", "))
         })?;
         let kind = model.kind();
@@ -63,7 +63,7 @@ impl Choice {
     /// The device of an entry that says it all.
     pub fn of_entry(entry: &Entry, index: usize) -> Self {
         let Entry { model, origin, .. } = entry.clone();
-        Self { called: format!("{}{index}", model.kind()), model, options: Some(origin), has_toolstacks_image: false }
+        Self { called: format!("{}{index}", model.title()), model, options: Some(origin), has_toolstacks_image: false }
     }
 }
 

@@ -163,7 +163,7 @@ pub struct Runtime {
 }
 
 fn kinds() -> PossibleValuesParser {
-    PossibleValuesParser::new(Model::KINDS.iter().map(|(name, _)| *name))
+    PossibleValuesParser::new(Model::kinds_with_id().map(|(name, _)| name))
 }
 
 impl Cli {
@@ -178,7 +178,7 @@ impl Cli {
 fn with_kind(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let name = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
     let kind = name.and_then(|name| name.strip_prefix("virtio-")).map(str::to_owned);
-    let is_kind = |kind: &String| Model::KINDS.iter().any(|(name, _)| name == kind);
+    let is_kind = |kind: &String| Model::kinds_with_id().any(|(name, _)| name == kind);
     let Some(kind) = kind.filter(is_kind) else { return arguments };
     let Some(command) = arguments.get(1).cloned().filter(|command| !command.to_string_lossy().starts_with('-')) else {
         return arguments;

@@ -98,8 +98,8 @@ macro_rules! kinds {
         }
 
         impl Model {
-            /// The kinds, in a word each, and their virtio device IDs.
-            pub const KINDS: &[(&str, u32)] = &[$((<$device>::NAME, <$device>::DEVICE_ID),)+];
+            /// The kinds, in a word each, and the virtio device IDs of those that have one.
+            pub const KINDS: &[(&str, Option<u32>)] = &[$((<$device>::NAME, <$device>::DEVICE_ID),)+];
 
             /// What an operator wrote of a device of this kind; `None`: there is no such kind.
             pub fn parse<'de, D: Deserializer<'de>>(kind: &str, keys: D) -> Option<Result<Self, D::Error>> {
@@ -111,7 +111,7 @@ macro_rules! kinds {
 
             /// A device of which nothing is written; `None`: none of this virtio device ID is served.
             pub fn default_of(device_id: u32) -> Option<Self> {
-                $(if device_id == <$device>::DEVICE_ID {
+                $(if Some(device_id) == <$device>::DEVICE_ID {
                     return Some(Self::$variant(Default::default()));
                 })+
                 None
@@ -124,7 +124,12 @@ macro_rules! kinds {
 
             /// Its virtio device ID (virtio 1.2 §5).
             pub fn device_id(&self) -> u32 {
-                match self { $(Self::$variant(_) => <$device>::DEVICE_ID,)+ }
+                match self { $(Self::$variant(config) => <$device>::device_id(config),)+ }
+            }
+
+            /// What it is called, before its number.
+            pub fn title(&self) -> String {
+                match self { $(Self::$variant(config) => <$device>::title(config),)+ }
             }
 
             /// Checks what can be checked without looking at the host.
@@ -183,6 +188,13 @@ kinds! {
     Rng: virtio_rng::Rng,
     /// Sockets between guest and host.
     Vsock: virtio_vsock::Vsock,
+}
+
+impl Model {
+    /// The kinds that a virtio device ID names.
+    pub fn kinds_with_id() -> impl Iterator<Item = (&'static str, u32)> {
+        Self::KINDS.iter().filter_map(|&(kind, id)| Some((kind, id?)))
+    }
 }
 
 /// Devices for tests.

@@ -51,7 +51,7 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
     let kind = options.only.as_deref();
     let settings = Settings {
         directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },
-        only: Model::KINDS.iter().find(|(name, _)| Some(*name) == kind).map(|(_, id)| *id),
+        only: Model::kinds_with_id().find(|(name, _)| Some(*name) == kind).map(|(_, id)| id),
         closing_patience: CLOSING_PATIENCE,
     };
     let left =

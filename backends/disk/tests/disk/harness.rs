@@ -9,7 +9,7 @@ use guest_memory::{Budget, MapCache, MapError, Mapping, PageSource};
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Used};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, RingPosition, RingSetup, Signals};
+use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, QueueSetup, RingPosition, RingSetup, Signals};
 use virtio_disk::engine::{Target, Uring};
 use virtio_disk::{Cache, Config, Disk, EngineKind, Image};
 use vmm_sys_util::eventfd::EventFd;
@@ -273,8 +273,7 @@ impl Rig {
             index: self.index,
             features: self.features,
             cache: Arc::clone(&self.cache),
-            rings: vec![Some(setup)],
-            kicks: vec![Arc::clone(&self.kick)],
+            queues: vec![Some(QueueSetup { ring: setup, kick: Arc::clone(&self.kick) })],
             signals: Arc::clone(&self.hearing) as Arc<dyn Signals>,
             counters: Arc::clone(&self.counters),
             ended: Box::new(move |positions| drop(ended.send(positions))),

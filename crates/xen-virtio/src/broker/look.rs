@@ -70,7 +70,7 @@ impl<S: Spawner> Broker<S> {
         let device_id = match Description::parse(node, &nodes::keys(store, node, &KEYS).await?) {
             Ok(Description { what: What::Virtio(id), .. }) => Some(id),
             Ok(Description { what: What::Disk(disk), .. }) => match disk.other_device() {
-                None => Some(virtio_disk::Disk::DEVICE_ID),
+                None => virtio_disk::Disk::DEVICE_ID,
                 Some(file) => device_file(file).ok().map(|entry| entry.model.device_id()),
             },
             Err(_) => None,

@@ -1,0 +1,1 @@
+//! A virtio device whose backend is another program, reached by vhost-user.
