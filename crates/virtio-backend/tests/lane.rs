@@ -168,6 +168,12 @@ impl Rig {
         QueueSetup { ring, kick }
     }
 
+    fn setup_with(&self, queue: usize, change: impl FnOnce(&mut RingSetup)) -> QueueSetup {
+        let mut setup = self.setup(queue);
+        change(&mut setup.ring);
+        setup
+    }
+
     fn start(&self, behaviour: Behaviour) -> Lane {
         self.start_with(behaviour, self.both())
     }
@@ -224,10 +230,6 @@ impl Rig {
     }
 }
 
-fn with_event_idx(setup: QueueSetup) -> QueueSetup {
-    QueueSetup { ring: RingSetup { event_idx: true, ..setup.ring }, ..setup }
-}
-
 #[test]
 fn what_was_offered_before_the_lane_listened_is_served() {
     let rig = Rig::new();
@@ -254,7 +256,7 @@ fn each_kick_makes_a_pass_that_is_announced_once() {
 #[test]
 fn when_a_pass_ends_kicks_are_asked_for_again() {
     let rig = Rig::new();
-    let setups = vec![Some(rig.setup(0)), Some(with_event_idx(rig.setup(1)))];
+    let setups = vec![Some(rig.setup(0)), Some(rig.setup_with(1, |ring| ring.event_idx = true))];
     let _lane = rig.start_settled(setups);
     for queue in 0..2 {
         rig.offer(queue, 0);
@@ -291,7 +293,7 @@ fn spec_2_7_7_a_driver_that_wants_no_interrupt_gets_none() {
 fn spec_2_7_7_with_event_index_an_interrupt_comes_when_its_index_is_used() {
     let rig = Rig::new();
     rig.queues[0].set_used_event(1);
-    let _lane = rig.start_settled(vec![Some(with_event_idx(rig.setup(0))), None]);
+    let _lane = rig.start_settled(vec![Some(rig.setup_with(0, |ring| ring.event_idx = true)), None]);
     rig.offer(0, 0);
     rig.kicks[0].write(1).unwrap();
     rig.queues[0].wait_used(1);
@@ -314,7 +316,7 @@ fn noise() -> impl Iterator<Item = u64> {
 #[test]
 fn d13_whatever_the_driver_says_of_interrupts_its_requests_come_back() {
     let rig = Rig::new();
-    let setups = vec![Some(with_event_idx(rig.setup(0))), Some(rig.setup(1))];
+    let setups = vec![Some(rig.setup_with(0, |ring| ring.event_idx = true)), Some(rig.setup(1))];
     let lane = rig.start_settled(setups);
     for (round, noise) in (0..200u16).zip(noise()) {
         rig.queues[0].set_used_event(noise as u16);
@@ -402,7 +404,7 @@ fn a_queue_is_taken_out_of_service_and_back_while_the_other_goes_on() {
 fn a_queue_that_cannot_be_taken_back_into_service_ends_the_lane() {
     let rig = Rig::new();
     let lane = rig.start(Behaviour::Echo);
-    lane.enable_queue(0, RingSetup { size: 3, ..rig.setup(0) });
+    lane.enable_queue(0, rig.setup_with(0, |ring| ring.size = 3));
     assert!(matches!(rig.hear(), Said::NeedsReset(_)));
     assert!(matches!(rig.hear(), Said::Ended(_)));
 }
@@ -428,7 +430,7 @@ fn a_device_that_the_host_does_not_let_start_says_so() {
 #[test]
 fn c19_a_ring_outside_of_memory_needs_a_reset() {
     let rig = Rig::new();
-    let _lane = rig.start_with(Behaviour::Echo, vec![Some(RingSetup { used_ring: 0x1000, ..rig.setup(0) }), None]);
+    let _lane = rig.start_with(Behaviour::Echo, vec![Some(rig.setup_with(0, |ring| ring.used_ring = 0x1000)), None]);
     assert!(matches!(rig.hear(), Said::NeedsReset(_)));
     assert!(matches!(rig.hear(), Said::Ended(_)));
 }
