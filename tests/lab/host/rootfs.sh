@@ -16,7 +16,7 @@ guest_flavours=("fio: fio" "net: iperf3 socat rngtest")
 dom0_programs=(xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
     mke2fs e2fsck iperf3 socat)
 
-guest_modules=(virtio_mmio virtio_blk virtio_net virtio_console virtio-rng vmw_vsock_virtio_transport xen-netfront
+guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs vmw_vsock_virtio_transport xen-netfront
     ext4 crc32c_generic)
 dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-netback tun bridge loop ext4 crc32c_generic
     9p 9pnet_virtio virtio_mmio)
