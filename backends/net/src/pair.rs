@@ -54,6 +54,7 @@ impl PairWorker {
         let port = berth.lock().unwrap_or_else(PoisonError::into_inner).take();
         let port = Some(port.ok_or(ErrorKind::ResourceBusy)?);
         let berth = Arc::clone(berth);
+        life.set_running(pair, true, &shared);
         Ok(Self { port, berth, pair, shared, life, receiver, sender, watcher, is_watched: false, again })
     }
 
@@ -137,6 +138,7 @@ impl Worker for PairWorker {
 
 impl Drop for PairWorker {
     fn drop(&mut self) {
+        self.life.set_running(self.pair, false, &self.shared);
         *self.berth.lock().unwrap_or_else(PoisonError::into_inner) = self.port.take();
     }
 }

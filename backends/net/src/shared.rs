@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use virtio_backend::{Signals, count_failure};
 
@@ -81,6 +81,8 @@ pub(crate) struct Life {
     offloads: AtomicU64,
     /// Pairs of queues in use, from the first on.
     active_pairs: AtomicU16,
+    /// Pairs whose lanes run, a bit each. Locked by a lane that begins or ends, while it tells the host.
+    running_pairs: Mutex<u64>,
     /// The driver is to announce itself, and has not said that it did.
     announce: AtomicBool,
 }
@@ -88,12 +90,16 @@ pub(crate) struct Life {
 impl Life {
     /// A life that begins, of a card with the address `mac`. A host that does not follow is no reason not to begin:
     /// packets that the driver cannot take are dropped one by one.
+    ///
+    /// A driver with a control queue begins with one pair (§5.1.5). One without cannot ask for more: it uses all it has.
     pub(crate) fn begin(features: u64, mac: [u8; 6], shared: &Shared) -> Self {
+        let has_control = features & features::CTRL_VQ != 0;
         let life = Self {
             features,
             filter: Published::new(Filter::after_reset(mac, features & features::CTRL_VLAN != 0)),
             offloads: AtomicU64::new(0),
-            active_pairs: AtomicU16::new(1),
+            active_pairs: AtomicU16::new(if has_control { 1 } else { u16::MAX }),
+            running_pairs: Mutex::new(0),
             announce: AtomicBool::new(false),
         };
         for told in [shared.control.set_active(1), life.set_offloads(features & guest::ALL, shared)] {
@@ -141,13 +147,29 @@ impl Life {
         told
     }
 
+    /// The lane of a pair begins or ends. Where no driver says how many pairs it uses, the host is told of those that run:
+    /// it spreads packets over all it knows, and would lose those for a pair that does not.
+    pub(crate) fn set_running(&self, pair: u16, runs: bool, shared: &Shared) {
+        if self.features & features::CTRL_VQ != 0 {
+            return;
+        }
+        let mut running = self.running_pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let bit = 1_u64.checked_shl(pair.into()).unwrap_or(0);
+        *running = if runs { *running | bit } else { *running & !bit };
+        let from_the_first = u16::try_from(running.trailing_ones()).unwrap_or(u16::MAX);
+        if let Err(error) = shared.control.set_active(from_the_first.max(1)) {
+            shared.note_setup_failure(&error);
+        }
+    }
+
     /// Whether the driver is to announce itself.
     pub(crate) fn is_to_announce(&self) -> bool {
         self.announce.load(Ordering::Relaxed)
     }
 
-    /// Asks the driver to announce itself, if it knows how to; or hears that it did.
+    /// Asks the driver to announce itself, if it knows how to, and how to tell us; or hears that it did.
     pub(crate) fn set_announce(&self, wanted: bool) {
-        self.announce.store(wanted && self.features & features::GUEST_ANNOUNCE != 0, Ordering::Relaxed);
+        let needed = features::GUEST_ANNOUNCE | features::CTRL_VQ;
+        self.announce.store(wanted && self.features & needed == needed, Ordering::Relaxed);
     }
 }

@@ -1,9 +1,12 @@
 //! Several pairs of queues, and where the control queue is.
 
+use testkit::driver::{Descriptor, Registers};
 use virtio_net::Config;
 
 use crate::fake::take_from;
-use crate::guest::{CTRL_VQ, Guest, MQ, TX, config, for_card, from_card, until};
+use crate::guest::{
+    CTRL_MAC_ADDR, CTRL_RX, CTRL_VLAN, CTRL_VQ, GUEST_ANNOUNCE, Guest, MQ, TX, config, for_card, from_card, until,
+};
 
 const OK: u8 = 0;
 const ERR: u8 = 1;
@@ -53,6 +56,34 @@ fn spec_5_1_6_5_6_2_after_reset_there_is_one_pair() {
 }
 
 #[test]
+fn where_the_transport_keeps_the_control_queue_all_pairs_are_in_use_and_no_filter_is() {
+    // What QEMU and DPDK's virtio-user leave of the driver's features when they answer the control queue themselves.
+    let kept = MQ | GUEST_ANNOUNCE | CTRL_RX | CTRL_VLAN | CTRL_MAC_ADDR;
+    let (mut guest, host) = Guest::configured(&four(), kept);
+    for _ in 0..2 {
+        until("the host uses all ports", || host.active() == 4);
+        for pair in 0..4 {
+            send(&guest, pair, pair as u8);
+            assert_eq!(take_from(&host.wires[pair]).1, from_card(60, pair as u8));
+            let address = guest.allocate(2000);
+            guest.offer(2 * pair, &[Descriptor::writable(address, 2000)]);
+            let for_another = crate::guest::frame([2, 0, 0, 0, 0, 7], crate::guest::PEER, &[pair as u8; 46]);
+            host.wires[pair].send(&[&[0; 12][..], &for_another].concat()).unwrap();
+            assert_eq!(guest.queues[2 * pair].wait_used(1).len, 72);
+            assert_eq!(guest.bytes(address + 12, 60), for_another);
+        }
+        // Of the cable it hears without being asked to announce itself: it could not say that it did.
+        for up in [false, true] {
+            guest.transport.operate(virtio_backend::Operation::Link { up }).unwrap();
+        }
+        assert_eq!(guest.link_status(), 1);
+        guest.transport.reset();
+        assert_eq!(host.active(), 1, "the host is told of pairs that run");
+        guest.restart(kept);
+    }
+}
+
+#[test]
 fn f06_numbers_of_pairs_that_there_are_not_change_nothing() {
     let (guest, host) = Guest::configured(&four(), CTRL_VQ | MQ);
     assert_eq!(set_pairs(&guest, 3), OK);
@@ -73,7 +104,7 @@ fn each_pair_receives_by_its_own_queue() {
     assert_eq!(set_pairs(&guest, 4), OK);
     for pair in 0..4 {
         let address = guest.allocate(2000);
-        guest.offer(2 * pair, &[testkit::driver::Descriptor::writable(address, 2000)]);
+        guest.offer(2 * pair, &[Descriptor::writable(address, 2000)]);
         host.wires[pair].send(&[&[0; 12][..], &for_card(60, pair as u8)].concat()).unwrap();
         assert_eq!(guest.queues[2 * pair].wait_used(1).len, 72);
         assert_eq!(guest.bytes(address + 12, 60), for_card(60, pair as u8));
@@ -85,7 +116,7 @@ fn f07_the_end_of_a_queue_that_was_just_put_out_of_use_is_not_the_cards() {
     let (guest, host) = Guest::configured(&four(), CTRL_VQ | MQ | 1 << 16);
     assert_eq!(set_pairs(&guest, 2), OK);
     let address = guest.allocate(2000);
-    guest.offer(2, &[testkit::driver::Descriptor::writable(address, 2000)]);
+    guest.offer(2, &[Descriptor::writable(address, 2000)]);
     let before = host.receives();
     host.fail_receives([std::io::ErrorKind::UnexpectedEof.into()]);
     host.wires[1].send(&[&[0; 12][..], &for_card(60, 1)].concat()).unwrap();
