@@ -70,6 +70,24 @@ no_workers() { [ -z "$(worker_pids)" ]; }
 
 daemon_fds() { ls "/proc/$(daemon_pid)/fd" | wc -l; }
 
+# start_trace NAME ... stop_trace: counts the system calls of the worker, whose id is in $worker,
+# between. They cost it several times the time then.
+start_trace() {
+    strace -c -f -o "/lab/logs/strace-$1.txt" -p "$worker" 2>/dev/null &
+    trace=$!
+    wait_until 20 is_traced || fail "strace does not attach to the worker"
+}
+
+stop_trace() {
+    kill -INT "$trace"
+    wait "$trace"
+}
+
+is_traced() { ! grep -q '^TracerPid:[[:space:]]*0$' "/proc/$worker"/task/*/status; }
+
+# traced_calls NAME [UNITS]: all system calls between, per unit.
+traced_calls() { awk -v units="${2:-1}" '$NF == "total" { n = $4 } END { print n / units }' "/lab/logs/strace-$1.txt"; }
+
 # counter NAME: the sum of this counter over all guests and devices.
 counter() {
     xen-virtio list --json | sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" | awk '{ n += $1 } END { print n + 0 }'
