@@ -169,13 +169,6 @@ guest_all() {
     guest_obey
 }
 
-# echo_of COMMAND: a megabyte through the command comes back as it was.
-echo_of() {
-    dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2>/dev/null
-    $1 </tmp/noise >/tmp/echo
-    cmp /tmp/echo /tmp/noise
-}
-
 # receive_on_port NAME BYTES: answers with their checksum.
 receive_on_port() {
     port=/dev/$(basename "$(dirname "$(grep -l "^$1\$" /sys/class/virtio-ports/*/name)")")

@@ -63,3 +63,10 @@ was_told() { [ -e /tmp/told ]; }
 sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 
 drop_caches() { echo 3 >/proc/sys/vm/drop_caches; }
+
+# echo_of COMMAND: a megabyte through the command comes back as it was.
+echo_of() {
+    dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2>/dev/null
+    $1 </tmp/noise >/tmp/echo
+    cmp /tmp/echo /tmp/noise
+}

@@ -5,7 +5,7 @@
 
 apt_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # The release and the architecture that the functions below fetch of; set them locally for
-# another.
+# another. With -backports after a release's name, what has been backported to it is preferred.
 apt_release=bookworm
 apt_arch=arm64
 
@@ -14,13 +14,16 @@ lab_apt_get() { APT_CONFIG=$(apt_dir)/apt.conf apt-get -qq "$@"; }
 lab_apt_cache() { APT_CONFIG=$(apt_dir)/apt.conf apt-cache "$@"; }
 
 # One line "URI SUITE" for each archive of our release: where the host's apt has its own.
+# Backports are where the release is.
 archives() {
     local host_release
     host_release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     # shellcheck disable=SC2016 # apt fills in these names, not the shell
     apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
-        awk -v host="$host_release" -v ours="$apt_release" \
-            '$2 ~ "^" host "($|-security$|-updates$)" && $3 == "main" { sub(host, ours, $2); print $1, $2 }' |
+        awk -v host="$host_release" -v ours="${apt_release%-backports}" -v wanted="$apt_release" '
+            $3 != "main" || $2 !~ "^" host "($|-security$|-updates$)" { next }
+            $2 == host { print $1, wanted }
+            { sub(host, ours, $2); print $1, $2 }' |
         sort -u
 }
 
@@ -55,6 +58,8 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 END
+    # Apt takes nothing from backports unasked.
+    if [[ $apt_release == *-backports ]]; then echo "APT::Default-Release \"$apt_release\";" >>"$dir/apt.conf"; fi
 }
 
 update_apt_lists() {

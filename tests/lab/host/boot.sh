@@ -4,13 +4,8 @@
 
 # build_lab SERIES...: builds what is not built yet, so that use_xen and boot can follow.
 build_lab() {
-    local series cache_lock
-    mkdir -p "$out" "$cache"
-    exec {lock}>"$out/lock"
-    flock --nonblock "$lock" || die "another run uses $out; wait for it"
-    # Held only while something is built.
-    exec {cache_lock}>"$cache/lock"
-    flock --nonblock "$cache_lock" || { say "waiting for another tree's run that uses $cache" && flock "$cache_lock"; }
+    local series
+    claim_directories
     build_kernel
     build_guests
     for series in "$@"; do
@@ -19,12 +14,24 @@ build_lab() {
         build_dom0
     done
     build_program
-    exec {cache_lock}>&-
+    release_cache
     for series in "$@"; do
         use_xen "$series"
         fill_share
     done
 }
+
+# Keeps other runs out of our output until we end, and out of the cache until release_cache.
+claim_directories() {
+    mkdir -p "$out" "$cache"
+    exec {out_lock}>"$out/lock"
+    flock --nonblock "$out_lock" || die "another run uses $out; wait for it"
+    exec {cache_lock}>"$cache/lock"
+    flock --nonblock "$cache_lock" || { say "waiting for another tree's run that uses $cache" && flock "$cache_lock"; }
+}
+
+# To be called once all is built: from here on the cache is only read.
+release_cache() { exec {cache_lock}>&-; }
 
 # Fills the directory that Dom0 sees.
 fill_share() {
@@ -36,17 +43,18 @@ fill_share() {
     ln "$program" "$share/xen-virtio"
     cp -r "$lab/dom0" "$lab/cases" "$share/"
     for name in guest guest-fio guest-net; do
-        { pack_scripts && cat "$out/$name.cpio"; } >"$share/$name.cpio"
+        { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
 }
 
-# An initramfs with what a guest runs, to go before the one with programs.
+# pack_scripts CASE...: an initramfs with what guests run in these cases, to go before the one
+# with programs.
 pack_scripts() {
-    local root=$series_out/root-scripts
+    local root=$out/root-scripts
     rm -rf "$root"
-    mkdir -p "$root/lab"
+    mkdir -p "$root/lab/cases"
     cp "$lab/guest/lib.sh" "$root/lab/"
-    cp -r "$lab/cases" "$root/lab/"
+    cp "$@" "$root/lab/cases/"
     pack "$root"
     rm -rf "$root"
 }

@@ -2,8 +2,10 @@
 # with busybox, the programs wanted and the libraries that these name. Sourced after apt.sh.
 # shellcheck shell=bash
 
-# One kernel and one set of guests for all Xens.
+# One kernel and one set of guests for all Xens, and for guests without Xen.
 kernel_image=$out/Image
+# What was used of Debian, for people to read.
+packages_file=$out/packages.txt
 
 shared_packages=(busybox-static e2fsprogs iperf3 socat)
 guest_packages=(fio rng-tools5)
@@ -12,12 +14,12 @@ dom0_packages() { printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace; }
 guest_programs=(mke2fs e2fsck)
 # What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
 # 40 MB of libraries.
-guest_flavours=("fio: fio" "net: iperf3 socat rngtest")
+guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest")
 dom0_programs=(xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
     mke2fs e2fsck iperf3 socat)
 
-guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs vmw_vsock_virtio_transport xen-netfront
-    ext4 crc32c_generic)
+guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs
+    vmw_vsock_virtio_transport xen-netfront ext4 crc32c_generic)
 dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-netback tun bridge loop ext4 crc32c_generic
     9p 9pnet_virtio virtio_mmio)
 
@@ -36,7 +38,7 @@ unpack_kernel() {
 }
 
 # make_sysroot PACKAGE...: sets sysroot to a directory with these packages and all that they
-# depend on, and adds their names to the file that tells people what exactly was used.
+# depend on, and adds their names to packages_file.
 make_sysroot() {
     local list packages
     list=$(fetch_with_dependencies "$@")
@@ -135,7 +137,6 @@ build_kernel() {
     kernel_tree=$cache/$(basename "$kernel" .deb)
     make_dir_once "$kernel_tree" unpack_kernel "$kernel"
     cp "$kernel_tree"/boot/vmlinuz-* "$kernel_image"
-    packages_file=$out/packages.txt
     basename "$kernel" >"$packages_file"
 }
 
