@@ -8,13 +8,13 @@ kernel_image=$out/Image
 packages_file=$out/packages.txt
 
 shared_packages=(busybox-static e2fsprogs iperf3 socat)
-guest_packages=(fio rng-tools5)
+guest_packages=(fio rng-tools5 ethtool)
 dom0_packages() { printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace; }
 
 guest_programs=(mke2fs e2fsck)
 # What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
 # 40 MB of libraries.
-guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest")
+guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest ethtool")
 dom0_programs=(xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
     mke2fs e2fsck iperf3 socat)
 

@@ -38,11 +38,12 @@ make_native_sysroot() {
 
 # The build that the other tests have made already.
 build_daemons() {
-    local kind
+    local kind program
     say "building xen-virtio for this machine"
     (cd "$repo" && quietly "$out/build/cargo-build-native.log" cargo build --locked -p xen-virtio)
+    program=$(cd "$repo" && realpath "${CARGO_TARGET_DIR:-target}/debug/xen-virtio")
     mkdir -p "$vmm_programs"
     for kind in disk net console rng vsock; do
-        ln -sfn "${CARGO_TARGET_DIR:-$repo/target}/debug/xen-virtio" "$vmm_programs/virtio-$kind"
+        ln -sfn "$program" "$vmm_programs/virtio-$kind"
     done
 }

@@ -84,10 +84,11 @@ new_bridge() {
 # in_sysroot SYSROOT PROGRAM ARGUMENT...: runs a program of another Debian, with its libraries, in
 # place of this shell.
 in_sysroot() {
-    local root=$1 program=$2 libraries
+    local root=$1 program=$2 libraries loader
     libraries=$(compgen -G "$root/usr/lib/*-linux-gnu")
-    QEMU_MODULE_DIR=$libraries/qemu exec "$(compgen -G "$libraries/ld-linux*.so.*")" \
-        --library-path "$libraries" "$root/usr/bin/$program" "${@:3}"
+    loader=$(find "$root" -name 'ld-linux*.so.*' -print -quit)
+    QEMU_MODULE_DIR=$libraries/qemu exec "$loader" \
+        --library-path "${loader%/*}:$libraries:$libraries/dpdk/pmds-23.0" "$root/usr/bin/$program" "${@:3}"
 }
 
 older_qemu() { exec qemu-system-aarch64 "$@"; }
