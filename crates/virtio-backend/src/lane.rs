@@ -17,7 +17,6 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use guest_memory::MapCache;
 use rustix::thread::set_current_timer_slack;
 use smallvec::SmallVec;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::mailbox::{Command, Mailbox};
 use crate::moderation::{MOMENT, Moderation};
@@ -55,7 +54,7 @@ pub struct QueueSetup {
     /// Where it lies.
     pub ring: RingSetup,
     /// What wakes the lane for it: an eventfd that is never read, as each write to it counts.
-    pub kick: Arc<EventFd>,
+    pub kick: Arc<dyn AsRawFd + Send + Sync>,
 }
 
 /// A running lane, or one that has ended. Dropping it stops the lane, without waiting for its end.
@@ -148,7 +147,7 @@ fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Kick>, mailbox: Ar
 }
 
 /// What wakes the lane for a queue in service.
-type Kick = Option<Arc<EventFd>>;
+type Kick = Option<Arc<dyn AsRawFd + Send + Sync>>;
 
 /// What a pass works on, beside the worker.
 struct Pass {
@@ -301,17 +300,17 @@ impl Listener<'_> {
 const EDGE: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
 
 /// What to watch for a queue's kicks.
-fn kicks_of(queue: usize, kick: &EventFd) -> Events {
+fn kicks_of(queue: usize, kick: &dyn AsRawFd) -> Events {
     // A device has fewer than 2^16 queues, whatever its transport.
-    Events::with_data(kick, u32::try_from(queue).unwrap_or(MAILBOX), EDGE)
+    Events::with_data_raw(kick.as_raw_fd(), u32::try_from(queue).unwrap_or(MAILBOX), EDGE)
 }
 
 impl Listener<'_> {
     fn replace_kick(&mut self, queue: usize, kick: Kick, ops: &mut EventOps<'_>) {
         let Some(place) = self.kicks.get_mut(queue) else { return };
         let old = std::mem::replace(place, kick.clone());
-        let removed = old.map_or(Ok(()), |old| ops.remove(kicks_of(queue, &old)));
-        let replaced = removed.and_then(|()| kick.map_or(Ok(()), |kick| ops.add(kicks_of(queue, &kick))));
+        let removed = old.map_or(Ok(()), |old| ops.remove(kicks_of(queue, &*old)));
+        let replaced = removed.and_then(|()| kick.map_or(Ok(()), |kick| ops.add(kicks_of(queue, &*kick))));
         self.end_unless_watched(replaced);
     }
 
@@ -326,7 +325,7 @@ impl Listener<'_> {
 impl MutEventSubscriber for Listener<'_> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let kicks = self.kicks.iter().enumerate();
-        let kicks = kicks.filter_map(|(queue, kick)| Some(kicks_of(queue, kick.as_ref()?)));
+        let kicks = kicks.filter_map(|(queue, kick)| Some(kicks_of(queue, &**kick.as_ref()?)));
         let sources = (SOURCE..).zip(self.worker.sources());
         let sources = sources.map(|(index, fd)| Events::with_data_raw(fd.as_raw_fd(), index, EDGE));
         let bell = Events::with_data(self.mailbox.bell(), MAILBOX, EventSet::IN);

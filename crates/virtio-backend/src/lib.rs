@@ -14,9 +14,11 @@
 //! device until the next reset and nothing else.
 
 mod bell;
+mod config;
 mod counters;
 mod device;
 mod fault;
+pub mod features;
 mod kind;
 mod lane;
 mod mailbox;
@@ -28,6 +30,7 @@ mod signals;
 mod watcher;
 
 pub use bell::Bell;
+pub use config::ConfigSpace;
 pub use counters::{Counters, CountersSnapshot, count_failure};
 pub use device::{Backend, Identity, Wake, Worker, copy_config};
 pub use fault::{Fault, GuestFault};

@@ -401,6 +401,40 @@ fn a_queue_is_taken_out_of_service_and_back_while_the_other_goes_on() {
 }
 
 #[test]
+fn a_queue_taken_out_of_service_tells_where_it_stands() {
+    let rig = Rig::new();
+    (0..3).for_each(|head| rig.offer(0, head));
+    let lane = rig.start(Behaviour::HoldUntilDrained);
+    wait_until(|| rig.counters.requests.load(Relaxed) == 3);
+    let (tell, told) = channel();
+    lane.reset_queue(0, Box::new(move |position| tell.send(position).unwrap()));
+    let stands = told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(stands, RingPosition { next_avail: 3, next_used: 3 }, "after what was in flight");
+}
+
+#[test]
+fn a_queue_put_back_into_service_with_another_kick_is_woken_by_that_alone() {
+    let rig = Rig::new();
+    let lane = rig.start_settled(rig.both());
+    let (tell, told) = channel();
+    lane.reset_queue(0, Box::new(move |_position| tell.send(()).unwrap()));
+    told.recv_timeout(PATIENCE).unwrap();
+    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let passes = rig.counters.passes.load(Relaxed);
+    lane.enable_queue(0, QueueSetup { kick: kick.clone(), ..rig.setup(0) });
+    wait_until(|| rig.counters.passes.load(Relaxed) > passes);
+
+    rig.offer(0, 0);
+    rig.kicks[0].write(1).unwrap();
+    // The other queue's answer shows that the lane has had its look at all that woke it.
+    rig.offer(1, 0);
+    rig.kicks[1].write(1).unwrap();
+    assert_eq!(rig.hear(), Said::Used(vec![3]), "the old kick wakes nobody");
+    kick.write(1).unwrap();
+    assert_eq!(rig.hear(), Said::Used(vec![2]));
+}
+
+#[test]
 fn a_queue_that_cannot_be_taken_back_into_service_ends_the_lane() {
     let rig = Rig::new();
     let lane = rig.start(Behaviour::Echo);

@@ -1,20 +1,9 @@
 //! Feature negotiation (virtio 1.2 §2.2): what is offered, what was accepted, whether that will do.
 
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-
-/// Without it a driver would use the legacy interface, which is not here.
-const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-
-pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+use virtio_backend::features::{are_acceptable, offered};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 
 pub(crate) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
-
-/// What rings and transport offer whatever the device is. None depends on another.
-const TRANSPORT_FEATURES: u64 = VERSION_1 | EVENT_IDX | RING_RESET | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-
-/// The bits that §2.2 leaves to the device type: 0 to 23 and 50 up.
-const DEVICE_FEATURES: u64 = !((1 << 50) - (1 << 24));
 
 /// The feature registers.
 #[derive(Debug)]
@@ -30,7 +19,7 @@ pub(crate) struct Features {
 impl Features {
     pub(crate) fn new(device_features: u64) -> Self {
         Self {
-            offered: TRANSPORT_FEATURES | device_features & DEVICE_FEATURES,
+            offered: offered(device_features) | RING_RESET,
             device_sel: 0,
             driver_sel: 0,
             accepted: 0,
@@ -75,8 +64,8 @@ impl Features {
 
     /// The accepted features, if they are a set that the transport can work with.
     pub(crate) fn acceptable(&self) -> Option<u64> {
-        let is_offered = self.accepted & !self.offered == 0 && !self.accepted_beyond;
-        (is_offered && self.accepted & VERSION_1 != 0).then_some(self.accepted)
+        let is_acceptable = are_acceptable(self.accepted, self.offered) && !self.accepted_beyond;
+        is_acceptable.then_some(self.accepted)
     }
 
     pub(crate) fn accepted(&self) -> u64 {
@@ -103,6 +92,7 @@ pub(crate) fn whole([low, high]: [u32; 2]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virtio_backend::features::VERSION_1;
 
     fn accepting(words: &[(u32, u32)]) -> Features {
         let mut features = Features::new(1 << 9);
@@ -111,12 +101,6 @@ mod tests {
             features.accept_word(bits);
         }
         features
-    }
-
-    #[test]
-    fn a_device_cannot_offer_the_bits_of_rings_and_transport() {
-        assert_eq!(Features::new(u64::MAX).offered, TRANSPORT_FEATURES | DEVICE_FEATURES);
-        assert_eq!(Features::new(1 << 33 | 1 << 3).offered, TRANSPORT_FEATURES | 1 << 3);
     }
 
     #[test]

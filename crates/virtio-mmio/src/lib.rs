@@ -10,7 +10,6 @@
 //! ignored and counted; nothing it writes is used as an index unchecked, and rings are checked by the
 //! lane that works them; a device that breaks says DEVICE_NEEDS_RESET and the vCPU goes on.
 
-mod config;
 mod counters;
 mod doorbell;
 mod features;

@@ -6,11 +6,11 @@ use std::mem;
 use std::sync::Arc;
 
 use io_bus::Written;
+use virtio_backend::features::EVENT_IDX;
 use virtio_backend::{Fault, Lane, LaneSetup, QueueSetup, Signals, guarded};
 
 use crate::Transport;
 use crate::counters::count;
-use crate::features::EVENT_IDX;
 use crate::interrupt::Cause;
 use crate::queue::Queue;
 use crate::state::{Registers, Run};

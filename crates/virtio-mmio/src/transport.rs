@@ -9,9 +9,8 @@ use std::sync::Arc;
 
 use guest_memory::MapCache;
 use io_bus::{Deferral, Device, Written, defer};
-use virtio_backend::{Backend, Lane, Operation, Signals};
+use virtio_backend::{Backend, ConfigSpace, Lane, Operation, Signals};
 
-use crate::config::ConfigSpace;
 use crate::counters::count;
 use crate::doorbell::Doorbell;
 use crate::interrupt::Interrupt;

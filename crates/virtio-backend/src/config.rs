@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Fault, guarded};
+use crate::{Backend, Fault, guarded};
 
-pub(crate) struct ConfigSpace {
+/// A device's configuration space, as a transport reads and writes it.
+pub struct ConfigSpace {
     backend: Arc<dyn Backend>,
 }
 
 impl ConfigSpace {
-    pub(crate) fn new(backend: Arc<dyn Backend>) -> Self {
+    /// That of this device.
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
         Self { backend }
     }
 
@@ -18,7 +20,7 @@ impl ConfigSpace {
     ///
     /// # Errors
     /// The device panicked. `data` is zero from where it had not written.
-    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Fault> {
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Fault> {
         data.fill(0);
         let Some((start, len)) = self.clip(offset, data.len()) else { return Ok(()) };
         let Some(fields) = data.get_mut(..len) else { return Ok(()) };
@@ -32,7 +34,7 @@ impl ConfigSpace {
     ///
     /// # Errors
     /// The device panicked.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<bool, Fault> {
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<bool, Fault> {
         let Some((start, len)) = self.clip(offset, data.len()) else { return Ok(false) };
         let Some(fields) = data.get(..len) else { return Ok(false) };
         guarded(|| {
