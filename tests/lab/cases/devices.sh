@@ -38,8 +38,8 @@ END
     in_guest devices "load_network"
     first=$(domid devices)
     tell devices "reboot -f"
-    wait_until 40 is_gone "$first" || fail "domain $first is still there"
-    wait_until 60 is_obeying_again || fail "the guest does not come back"
+    wait_until 120 is_gone "$first" || fail "domain $first is still there"
+    wait_until 120 is_obeying_again || fail "the guest does not come back"
     in_guest devices "load_network"
     check destroy devices
     leaves_nothing
@@ -85,9 +85,6 @@ network() {
     rm -rf /run/files /tmp/back
     patience=60
 }
-
-# sum_of_files DIRECTORY: one checksum of all names and contents; in Dom0 as in the guest.
-sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum); }
 
 entropy() {
     case $(in_guest devices 'cat /sys/class/misc/hw_random/rng_current') in
@@ -167,6 +164,19 @@ guest_all() {
     mkdir -p /root
     echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
     guest_obey
+}
+
+# receive_on_port NAME BYTES: answers with their checksum.
+receive_on_port() {
+    port=/dev/$(basename "$(dirname "$(grep -l "^$1\$" /sys/class/virtio-ports/*/name)")")
+    exec 3<>"$port"
+    : >/tmp/received
+    # As long as nobody has opened it in Dom0, the port is at its end.
+    while missing=$(($2 - $(wc -c </tmp/received))) && [ "$missing" -gt 0 ]; do
+        head -c "$missing" <&3 >>/tmp/received
+        sleep 0.1
+    done
+    sum_of /tmp/received >&3
 }
 
 load_network() { iperf3 -c 192.168.77.1 -t 1000 >/dev/null 2>&1 & }

@@ -8,7 +8,7 @@ dom0() {
     create reboot
     first=$(domid reboot)
     expect reboot "first boot is over" 60
-    wait_until 40 is_gone "$first" || fail "domain $first is still there"
+    wait_until 80 is_gone "$first" || fail "domain $first is still there"
     wait_until 60 has_said reboot "data is there" || fail "the guest did not find its data: $(tail -n 3 "$(console reboot)")"
     finish reboot
 }

@@ -4,6 +4,7 @@
 guests=/run/guests
 consoles=/lab/logs/consoles
 daemon_log=/lab/logs/xen-virtio.log
+sockets=/run/backends
 disk_spec="format=raw, access=rw, backendtype=standalone, specification=virtio"
 
 # Copies from the build machine what guests are made of, and our program.
@@ -88,9 +89,11 @@ is_traced() { ! grep -q '^TracerPid:[[:space:]]*0$' "/proc/$worker"/task/*/statu
 # traced_calls NAME [UNITS]: all system calls between, per unit.
 traced_calls() { awk -v units="${2:-1}" '$NF == "total" { n = $4 } END { print n / units }' "/lab/logs/strace-$1.txt"; }
 
-# counter NAME: the sum of this counter over all guests and devices.
+# counter NAME [DEVICE]: the sum of this counter over all guests and devices, or over the devices
+# of this name.
 counter() {
-    xen-virtio list --json | sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" | awk '{ n += $1 } END { print n + 0 }'
+    xen-virtio list --json | tr -d '",:' |
+        awk -v counter="$1" -v device="$2" '$1 == "name" { name = $2 } $1 == counter && (device == "" || name == device) { n += $2 } END { print n + 0 }'
 }
 
 has_written_since() { [ "$(counter bytes_written)" -gt "$1" ]; }
@@ -109,6 +112,9 @@ noise() { dd if=/dev/urandom of="$1" bs=1M count="$2" seek="${3:-0}" conv=notrun
 
 # sum_of FILE: its checksum.
 sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
+
+# sum_of_files DIRECTORY: one checksum of all names and contents; in a guest, too.
+sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum); }
 
 # --- networks ---
 
@@ -131,6 +137,56 @@ remove_bridges() {
         bridge=$(basename "$(dirname "$bridge")")
         ip link set "$bridge" down && brctl delbr "$bridge"
     done
+}
+
+# --- backends of others, which speak vhost-user ---
+
+# new_backend NAME COMMAND...: starts a backend and waits until its socket is there.
+new_backend() {
+    mkdir -p "$sockets"
+    backend=$1
+    shift
+    "$@" >>"/lab/logs/backend-$backend.log" 2>&1 &
+    echo $! >"$sockets/$backend.pid"
+    wait_until 20 test -S "$(socket "$backend")" ||
+        fail "backend $backend does not listen: $(tail -n 3 "/lab/logs/backend-$backend.log")"
+}
+
+socket() { echo "$sockets/$1.sock"; }
+backend_pid() { cat "$sockets/$1.pid"; }
+backend_has_ended() { ! kill -0 "$(backend_pid "$1")" 2>/dev/null; }
+
+# end_backend NAME [SIGNAL]: ends it, and what it leaves.
+end_backend() {
+    kill "-${2:-TERM}" "$(backend_pid "$1")" 2>/dev/null
+    wait_until 20 backend_has_ended "$1" || fail "backend $1 does not end"
+    rm -f "$(socket "$1")"
+}
+
+# new_shared_directory NAME DIRECTORY: by virtiofsd, with the tag "shared". By default it would shut
+# itself in by pivot_root, which there is none of on an initramfs.
+new_shared_directory() {
+    new_backend "$1" virtiofsd --socket-path "$(socket "$1")" --tag shared --shared-dir "$2" --sandbox chroot
+}
+
+# new_foreign_disk NAME IMAGE: by qemu-storage-daemon.
+new_foreign_disk() {
+    new_backend "$1" qemu-storage-daemon --blockdev "driver=file,node-name=image,filename=$2,discard=unmap" \
+        --export "type=vhost-user-blk,id=export,node-name=image,writable=on,addr.type=unix,addr.path=$(socket "$1")"
+}
+
+# new_foreign_entropy NAME: by vhost-device-rng, which counts its sockets.
+new_foreign_entropy() {
+    rm -f "$sockets/$1.sock0"
+    ln -sf "$1.sock0" "$(socket "$1")"
+    new_backend "$1" vhost-device-rng --socket-path "$(socket "$1")"
+}
+
+end_all_backends() {
+    for backend in "$sockets"/*.pid; do
+        [ ! -e "$backend" ] || kill -KILL "$(cat "$backend")" 2>/dev/null
+    done
+    rm -rf "$sockets"
 }
 
 # --- guests ---
@@ -172,8 +228,14 @@ with_net_programs() {
     set_option "$1" 'memory = 256'
 }
 
+# with_all_programs NAME: gives the guest both.
+with_all_programs() {
+    set_option "$1" 'ramdisk = "/guest/guest-all.cpio"'
+    set_option "$1" 'memory = 512'
+}
+
 # with_virtio NAME TYPE...: gives the guest virtio devices, by their type's hexadecimal number:
-# 1 network, 2 disk, 3 console, 4 entropy, 13 vsock.
+# 1 network, 2 disk, 3 console, 4 entropy, 13 vsock, 1a shared directory.
 with_virtio() {
     virtio_guest=$1 virtio_list=''
     shift

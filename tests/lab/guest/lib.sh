@@ -62,6 +62,8 @@ was_told() { [ -e /tmp/told ]; }
 
 sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 
+sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum); }
+
 drop_caches() { echo 3 >/proc/sys/vm/drop_caches; }
 
 # echo_of COMMAND: a megabyte through the command comes back as it was.
@@ -69,17 +71,4 @@ echo_of() {
     dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2>/dev/null
     $1 </tmp/noise >/tmp/echo
     cmp /tmp/echo /tmp/noise
-}
-
-# receive_on_port NAME BYTES: answers with their checksum.
-receive_on_port() {
-    port=/dev/$(basename "$(dirname "$(grep -l "^$1\$" /sys/class/virtio-ports/*/name)")")
-    exec 3<>"$port"
-    : >/tmp/received
-    # As long as nobody has opened it on the host, the port is at its end.
-    while missing=$(($2 - $(wc -c </tmp/received))) && [ "$missing" -gt 0 ]; do
-        head -c "$missing" <&3 >>/tmp/received
-        sleep 0.1
-    done
-    sum_of /tmp/received >&3
 }

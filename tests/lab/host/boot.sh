@@ -42,7 +42,7 @@ fill_share() {
     ln "$kernel_image" "$share/Image"
     ln "$program" "$share/xen-virtio"
     cp -r "$lab/dom0" "$lab/cases" "$share/"
-    for name in guest guest-fio guest-net; do
+    for name in guest guest-fio guest-net guest-all; do
         { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
 }

@@ -1,25 +1,44 @@
-# Our program, built for Dom0. Uses rustup's arm64 target where there is one or it can be
-# fetched; else the Rust that Debian keeps current (rustc-web), unpacked into the cache, so
-# that the host's packages and architectures stay as they are. Sourced after apt.sh.
+# What is built by cargo for Dom0: our program, and what only crates.io has. Uses rustup's arm64
+# target where there is one or it can be fetched; else the Rust that Debian keeps current
+# (rustc-web), unpacked into the cache, so that the host's packages and architectures stay as they
+# are. Sourced after apt.sh.
 # shellcheck shell=bash
 
 rust_target=aarch64-unknown-linux-gnu
 program=$out/cargo/$rust_target/release/xen-virtio
 debian_rust=$cache/rust-debian
+# A vhost-user backend of others.
+vhost_device_rng=$cache/vhost-device-rng-0.1.0
 
 build_program() {
+    say "building xen-virtio for arm64"
+    cross_cargo "$out/build/cargo-build.log" build --target-dir "$out/cargo" --release --locked -p xen-virtio
+}
+
+build_vhost_device_rng() { make_dir_once "$vhost_device_rng" install_crate; }
+
+# install_crate DIRECTORY: builds the crate's version that the directory's name says.
+install_crate() {
+    local crate=${1##*/}
+    crate=${crate%.partial}
+    say "building $crate for arm64"
+    cross_cargo "$out/build/$crate.log" install --target-dir "$out/cargo-$crate" --locked --no-track \
+        --root "$1" "${crate%-*}@${crate##*-}"
+    rm -rf "$out/cargo-$crate"
+}
+
+# cross_cargo LOG COMMAND ARGUMENT...: runs cargo for arm64.
+cross_cargo() {
     local rustc
     rustc=$(find_cross_rustc)
-    say "building xen-virtio for arm64"
     (
         cd "$repo" || exit
-        export CARGO_TARGET_DIR=$out/cargo RUSTC=$rustc
-        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=${cross}gcc
+        export RUSTC=$rustc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=${cross}gcc
         if [[ $rustc == "$debian_rust"/* ]]; then
             LD_LIBRARY_PATH=$(compgen -G "$debian_rust/usr/lib/*-linux-gnu")
             export LD_LIBRARY_PATH
         fi
-        quietly "$out/build/cargo-build.log" cargo build --release --locked --target "$rust_target" -p xen-virtio
+        quietly "$1" cargo "$2" --target "$rust_target" "${@:3}"
     )
 }
 

@@ -8,15 +8,23 @@ kernel_image=$out/Image
 packages_file=$out/packages.txt
 
 shared_packages=(busybox-static e2fsprogs iperf3 socat)
-guest_packages=(fio rng-tools5 ethtool)
-dom0_packages() { printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace; }
+guest_packages=(fio rng-tools5)
+dom0_packages() {
+    printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace
+    if has_foreign_backends; then printf '%s\n' virtiofsd qemu-utils; fi
+}
 
 guest_programs=(mke2fs e2fsck)
 # What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
 # 40 MB of libraries.
-guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest ethtool")
-dom0_programs=(xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
-    mke2fs e2fsck iperf3 socat)
+guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest")
+dom0_programs() {
+    printf '%s\n' xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
+    printf '%s\n' mke2fs e2fsck iperf3 socat
+    if has_foreign_backends; then printf '%s\n' virtiofsd qemu-storage-daemon; fi
+}
+# On this Xen are the cases that want vhost-user backends of others.
+has_foreign_backends() { [[ $xen_series == 4.20 ]]; }
 
 guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs
     vmw_vsock_virtio_transport xen-netfront ext4 crc32c_generic)
@@ -50,7 +58,7 @@ make_sysroot() {
 
 # Prints the path of program $1 in the sysroot. What Debian has as usr/sbin/xl is a script.
 find_program() {
-    find_in "$1" "$sysroot"/usr/lib/xen-*/bin "$sysroot"/{usr/,}{bin,sbin}
+    find_in "$1" "$sysroot"/usr/lib/xen-*/bin "$sysroot"/{usr/,}{bin,sbin} "$sysroot"/usr/libexec
 }
 
 # Prints the path of library $1 in the sysroot.
@@ -165,12 +173,15 @@ build_dom0() {
     (cd "$cache/xen-source-$xen_series" && ls) >>"$packages_file"
     # shellcheck disable=SC2046 # packages are words
     make_sysroot $(dom0_packages) "${shared_packages[@]}"
-    key=$(cat "$lab"/{host/rootfs.sh,dom0/init} - <<<"$sysroot $kernel_tree" | key_of_stdin)
+    if has_foreign_backends; then build_vhost_device_rng; fi
+    key=$(cat "$lab"/{host/rootfs.sh,dom0/init} - <<<"$sysroot $kernel_tree $vhost_device_rng" | key_of_stdin)
     is_made "$dom0_initrd" "$key" && return
     say "making Dom0's root file system for Xen $xen_series"
     new_root "$root" "$lab/dom0/init"
-    add_programs "$root" "${dom0_programs[@]}"
-    # Our own program's need beside the C library.
+    # shellcheck disable=SC2046 # programs are words
+    add_programs "$root" $(dom0_programs)
+    if has_foreign_backends; then cp "$vhost_device_rng/bin/vhost-device-rng" "$root/usr/sbin/"; fi
+    # What programs in Rust need beside the C library.
     cp -L "$(find_library libgcc_s.so.1)" "$root/lib/"
     add_modules "$root" "${dom0_modules[@]}"
     pack "$root" >"$dom0_initrd"
