@@ -166,17 +166,4 @@ guest_all() {
     guest_obey
 }
 
-# receive_on_port NAME BYTES: answers with their checksum.
-receive_on_port() {
-    port=/dev/$(basename "$(dirname "$(grep -l "^$1\$" /sys/class/virtio-ports/*/name)")")
-    exec 3<>"$port"
-    : >/tmp/received
-    # As long as nobody has opened it in Dom0, the port is at its end.
-    while missing=$(($2 - $(wc -c </tmp/received))) && [ "$missing" -gt 0 ]; do
-        head -c "$missing" <&3 >>/tmp/received
-        sleep 0.1
-    done
-    sum_of /tmp/received >&3
-}
-
 load_network() { iperf3 -c 192.168.77.1 -t 1000 >/dev/null 2>&1 & }

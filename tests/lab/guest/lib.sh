@@ -72,3 +72,16 @@ echo_of() {
     $1 </tmp/noise >/tmp/echo
     cmp /tmp/echo /tmp/noise
 }
+
+# receive_on_port NAME BYTES: answers with their checksum.
+receive_on_port() {
+    port=/dev/$(basename "$(dirname "$(grep -l "^$1\$" /sys/class/virtio-ports/*/name)")")
+    exec 3<>"$port"
+    : >/tmp/received
+    # As long as nobody has opened it on the host, the port is at its end.
+    while missing=$(($2 - $(wc -c </tmp/received))) && [ "$missing" -gt 0 ]; do
+        head -c "$missing" <&3 >>/tmp/received
+        sleep 0.1
+    done
+    sum_of /tmp/received >&3
+}

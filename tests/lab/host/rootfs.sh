@@ -8,7 +8,7 @@ kernel_image=$out/Image
 packages_file=$out/packages.txt
 
 shared_packages=(busybox-static e2fsprogs iperf3 socat)
-guest_packages=(fio rng-tools5)
+guest_packages=(fio rng-tools5 ethtool)
 dom0_packages() {
     printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace
     if has_foreign_backends; then printf '%s\n' virtiofsd qemu-utils; fi
@@ -17,7 +17,7 @@ dom0_packages() {
 guest_programs=(mke2fs e2fsck)
 # What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
 # 40 MB of libraries.
-guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest")
+guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest ethtool")
 dom0_programs() {
     printf '%s\n' xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
     printf '%s\n' mke2fs e2fsck iperf3 socat
