@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
@@ -162,6 +162,14 @@ impl FakeForeignMemory {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state()
+    }
+}
+
+/// The file that the guest's pages are in, to share them with another process: those of the banks that the guest started
+/// with, one behind the other in the order that they were given in.
+impl AsFd for FakeForeignMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.pages.file.as_fd()
     }
 }
 

@@ -4,8 +4,9 @@
 
 mod rig;
 
-use rig::{Behaviour, Rig, VERSION_1};
+use rig::{Rig, VERSION_1};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use testkit::device::Behaviour;
 use testkit::driver::{Register, Registers, status};
 
 #[test]

@@ -6,7 +6,8 @@ mod rig;
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use rig::{BUFFERS, Behaviour, EVENT_IDX, RAM, RAM_LEN, RING_RESET, Rig, VERSION_1, eventually};
+use rig::{BUFFERS, EVENT_IDX, RAM, RAM_LEN, RING_RESET, Rig, VERSION_1};
+use testkit::device::{Behaviour, eventually};
 use testkit::driver::{Descriptor, RawQueue, Register, Registers, status};
 use virtio_mmio::DriverState;
 

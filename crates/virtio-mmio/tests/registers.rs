@@ -7,7 +7,8 @@ mod rig;
 use std::sync::atomic::Ordering::SeqCst;
 
 use io_bus::Device;
-use rig::{Behaviour, CONFIG, EVENT_IDX, INDIRECT_DESC, RING_RESET, Rig, TestDevice, VERSION_1, eventually};
+use rig::{EVENT_IDX, INDIRECT_DESC, RING_RESET, Rig, VERSION_1};
+use testkit::device::{Behaviour, CONFIG, FEATURE, TestDevice, UNWELCOME_FEATURE, eventually};
 use testkit::driver::{Register, Registers, status};
 
 #[test]
@@ -22,7 +23,7 @@ fn spec_4_2_2_1_identity_is_readable_at_any_time() {
 fn spec_6_2_version_1_and_what_the_rings_can_is_offered() {
     let rig = Rig::new(Behaviour::Echo);
     let offered = rig.registers.offered_features();
-    assert_eq!(offered, VERSION_1 | EVENT_IDX | INDIRECT_DESC | RING_RESET | rig::FEATURE | rig::UNWELCOME_FEATURE);
+    assert_eq!(offered, VERSION_1 | EVENT_IDX | INDIRECT_DESC | RING_RESET | FEATURE | UNWELCOME_FEATURE);
 }
 
 type Enter = fn(&Rig);

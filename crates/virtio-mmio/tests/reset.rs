@@ -7,7 +7,8 @@ mod rig;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use rig::{Behaviour, Pending, RING_RESET, Rig, VERSION_1, eventually};
+use rig::{Pending, RING_RESET, Rig, VERSION_1};
+use testkit::device::{Behaviour, eventually};
 use testkit::driver::{RawQueue, Register, Registers, status};
 use virtio_mmio::DriverState;
 

@@ -7,7 +7,8 @@ mod rig;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use rig::{Behaviour, EVENT_IDX, FEATURE, RING_RESET, Rig, UNWELCOME_FEATURE, VERSION_1, eventually};
+use rig::{EVENT_IDX, RING_RESET, Rig, VERSION_1};
+use testkit::device::{Behaviour, FEATURE, UNWELCOME_FEATURE, eventually};
 use testkit::driver::{Register, Registers, status};
 use virtio_mmio::DriverState;
 

@@ -7,7 +7,8 @@ mod rig;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 
-use rig::{Behaviour, EVENT_IDX, Pending, RING_RESET, Rig, VERSION_1, eventually};
+use rig::{EVENT_IDX, Pending, RING_RESET, Rig, VERSION_1};
+use testkit::device::{Behaviour, eventually};
 use testkit::driver::{Register, Registers};
 
 /// Numbers without a pattern, the same in each run (Knuth's MMIX generator).

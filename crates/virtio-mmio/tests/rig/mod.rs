@@ -1,21 +1,19 @@
-//! A device under test: its register file, its guest's memory, its interrupt line, and a backend that
-//! does as a test says.
+//! A device under test: its register file, its guest's memory, its interrupt line, and behind it a device that does as
+//! a test says.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::io;
-use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use guest_memory::{Budget, MapCache};
 use io_bus::{Deferral, Device, Written};
+use testkit::device::{Behaviour, TestDevice, eventually};
 use testkit::driver::{Descriptor, RawQueue, Register, Registers};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Fault, Identity, Request, Ring, Signals, Wake, Worker};
+use virtio_backend::Signals;
 use virtio_mmio::{InterruptLine, Transport};
 
 pub const RAM: u64 = 0x4000_0000;
@@ -27,170 +25,6 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const RING_RESET: u64 = 1 << 40;
-
-/// Features that the device itself offers.
-pub const FEATURE: u64 = 1 << 5;
-pub const UNWELCOME_FEATURE: u64 = 1 << 6;
-
-pub const CONFIG: [u8; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
-
-/// What the device's workers do with a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Behaviour {
-    /// Copy its readable part to its writable part.
-    Echo,
-    /// The same, but not before the gate is opened.
-    Hold,
-    /// Hold it, and panic when told to finish.
-    PanicInDrain,
-    Panic,
-    Fault,
-    /// There is no worker: the host refuses.
-    FailStart,
-}
-
-pub struct TestDevice {
-    identity: Identity,
-    pub behaviour: Mutex<Behaviour>,
-    pub config: Mutex<Vec<u8>>,
-    pub config_panics: AtomicBool,
-    pub signals: OnceLock<Arc<dyn Signals>>,
-    pub gate: Gate,
-    /// Workers that exist.
-    pub workers: Arc<AtomicU64>,
-    /// Requests that workers have in hand.
-    pub held: Arc<AtomicU64>,
-    /// Features of the last start.
-    pub features: AtomicU64,
-}
-
-/// Holds up host I/O until a test opens it.
-#[derive(Clone, Default)]
-pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
-
-impl Gate {
-    pub fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
-    }
-
-    fn pass(&self) {
-        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
-    }
-}
-
-impl TestDevice {
-    /// A device of two queues with a lane each.
-    pub fn new(behaviour: Behaviour) -> Self {
-        let identity = Identity {
-            device_id: 42,
-            features: FEATURE | UNWELCOME_FEATURE,
-            queue_sizes: vec![16, 8],
-            lanes: vec![0..1, 1..2],
-            config_len: CONFIG.len(),
-            max_chain_bytes: 0x1_0000,
-        };
-        Self {
-            identity,
-            behaviour: Mutex::new(behaviour),
-            config: Mutex::new(CONFIG.to_vec()),
-            config_panics: AtomicBool::new(false),
-            signals: OnceLock::new(),
-            gate: Gate::default(),
-            workers: Arc::default(),
-            held: Arc::default(),
-            features: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Backend for TestDevice {
-    fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    fn read_config(&self, offset: usize, data: &mut [u8]) {
-        assert!(!self.config_panics.load(SeqCst), "no such field");
-        data.copy_from_slice(&self.config.lock().unwrap()[offset..offset + data.len()]);
-    }
-
-    fn write_config(&self, offset: usize, data: &[u8]) {
-        self.config.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
-    }
-
-    fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
-        let behaviour = *self.behaviour.lock().unwrap();
-        if behaviour == Behaviour::FailStart {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
-        self.features.store(features, SeqCst);
-        self.workers.fetch_add(1, SeqCst);
-        Ok(Box::new(TestWorker {
-            behaviour,
-            gate: self.gate.clone(),
-            requests: Vec::new(),
-            workers: self.workers.clone(),
-            held: self.held.clone(),
-        }))
-    }
-
-    fn accepts(&self, features: u64) -> bool {
-        features & UNWELCOME_FEATURE == 0
-    }
-
-    fn attach(&self, signals: Arc<dyn Signals>) {
-        assert!(self.signals.set(signals).is_ok(), "attached once");
-    }
-
-    fn counters(&self) -> Vec<(&'static str, u64)> {
-        vec![("workers", self.workers.load(SeqCst))]
-    }
-}
-
-struct TestWorker {
-    behaviour: Behaviour,
-    gate: Gate,
-    requests: Vec<(usize, Request)>,
-    workers: Arc<AtomicU64>,
-    held: Arc<AtomicU64>,
-}
-
-impl Worker for TestWorker {
-    fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
-        let Wake::Queue(queue) = wake else { return Ok(()) };
-        rings[queue].serve(|ring, request| match self.behaviour {
-            Behaviour::Echo => echo(ring, request),
-            Behaviour::Hold | Behaviour::PanicInDrain => {
-                self.requests.push((queue, request));
-                self.held.fetch_add(1, SeqCst);
-                Ok(())
-            }
-            Behaviour::Fault => Err(Fault::Bug("as told".into())),
-            Behaviour::Panic | Behaviour::FailStart => panic!("as told"),
-        })
-    }
-
-    fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
-        assert!(self.behaviour != Behaviour::PanicInDrain || self.requests.is_empty(), "as told");
-        if !self.requests.is_empty() {
-            self.gate.pass();
-        }
-        mem::take(&mut self.requests).into_iter().try_for_each(|(queue, request)| echo(&mut rings[queue], request))
-    }
-}
-
-impl Drop for TestWorker {
-    fn drop(&mut self) {
-        self.workers.fetch_sub(1, SeqCst);
-    }
-}
-
-fn echo(ring: &mut Ring, request: Request) -> Result<(), Fault> {
-    let mut bytes = vec![0; request.readable.len()];
-    request.readable.read(0, &mut bytes);
-    let written = request.writable.write(0, &bytes);
-    ring.push(request, written)
-}
 
 /// Counts interrupts.
 #[derive(Default)]
@@ -309,14 +143,5 @@ impl Pending {
 
     pub fn wait(&self) {
         eventually("the write is answered", || self.is_answered());
-    }
-}
-
-/// Waits for what other threads do. Panics if they never do.
-pub fn eventually(what: &str, happened: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !happened() {
-        assert!(Instant::now() < deadline, "it never happens that {what}");
-        thread::sleep(Duration::from_micros(100));
     }
 }
