@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
@@ -52,6 +53,17 @@ pub enum Command {
     /// Reads the files that xl and `serve` would read, and asks neither, so it works without Xen and for guests that do not
     /// run. Exit code: 0 all is well, 1 something is wrong, 2 it was called wrongly.
     Check(Check),
+    /// Serve one device on a vhost-user socket, to QEMU or any other VMM, without Xen
+    ///
+    /// Serves one front-end after the other, until it is stopped by SIGTERM or SIGINT; then it takes away what it made: the
+    /// socket, and whatever the device has on the host. Needs no more rights than the device's end on the host does. Exit
+    /// code: 0 stopped, 1 the device or the socket cannot be opened, 2 it was called wrongly, or something serves on that
+    /// socket already.
+    ///
+    /// Who may connect is who may write to the socket's name. A socket that is made here gets its permissions from the
+    /// umask: under 022 it is for this user and root, under 007 for its group as well. One of systemd's has what its unit
+    /// says (SocketUser=, SocketGroup=, SocketMode=).
+    VhostUser(VhostUser),
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
     Worker,
@@ -132,6 +144,43 @@ pub struct Check {
     pub guests: PathBuf,
 }
 
+/// Options of `vhost-user`.
+#[derive(Args, Debug)]
+pub struct VhostUser {
+    /// The kind of device; under the name virtio-KIND the program has it from there
+    #[arg(long, value_name = "KIND", value_parser = kinds())]
+    pub kind: String,
+    /// Listen on this socket, which is made. One that was left behind is replaced
+    #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Listen on the unix socket that is open as descriptor N, on which somebody else has called listen(2)
+    ///
+    /// With neither of the two it is the one socket of systemd's socket activation.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    pub fd: Option<RawFd>,
+    /// What the device is called: in the log, and for what is named after a guest elsewhere
+    ///
+    /// The same name gives a network card the same address at each start. Default: the socket's file name, without its
+    /// extension.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Directory for the sockets and links of the device that programs on the host use. Default: that of the socket
+    #[arg(long = "run", value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Print what kind of device it is, as the vhost-user specification wants it, and end
+    #[arg(long)]
+    pub print_capabilities: bool,
+    /// What to log: error, warn, info, debug or trace, or filters such as info,virtio_disk=debug
+    #[arg(long, value_name = "FILTER", env = LOG_VARIABLE, default_value = "info")]
+    pub log: String,
+    /// What the device is to be, by the keys of its entry in a guest's file: image=/srv/web.img queues=2
+    ///
+    /// VALUE is TOML, or plain text if it is not. Text that looks like something else is written in two pairs of quotes:
+    /// serial='"0042"'.
+    #[arg(value_name = "KEY=VALUE")]
+    pub keys: Vec<String>,
+}
+
 /// A network cable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cable {
@@ -185,11 +234,15 @@ fn with_kind(mut arguments: Vec<OsString>) -> Vec<OsString> {
     };
     let own_place = format!("--run=/run/virtio-{kind}");
     let has_place = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--run"));
-    if !has_place && !["worker", "help", "check"].iter().any(|placeless| command == *placeless) {
+    if !has_place && !["worker", "help", "check", "vhost-user"].iter().any(|placeless| command == *placeless) {
         arguments.push(own_place.into());
     }
     if command == "serve" {
         arguments.push(format!("--only={kind}").into());
+    }
+    if command == "vhost-user" {
+        // Before what the operator wrote: behind `--` it would be a key.
+        arguments.insert(2, format!("--kind={kind}").into());
     }
     arguments
 }
@@ -211,6 +264,11 @@ mod tests {
         assert_eq!(list.runtime.directory, PathBuf::from("/tmp/x"));
 
         assert!(matches!(parse("virtio-net check web.cfg"), Command::Check(_)));
+
+        let Command::VhostUser(options) = parse("virtio-disk vhost-user --socket-path /s -- image=/x") else {
+            panic!("it")
+        };
+        assert_eq!((options.kind.as_str(), options.keys, options.directory), ("disk", vec!["image=/x".into()], None));
 
         let Command::Serve(serve) = parse("xen-virtio serve") else { panic!("serve") };
         assert_eq!((serve.only, serve.runtime.directory), (None, PathBuf::from("/run/xen-virtio")));

@@ -4,7 +4,8 @@
 //! device needs, and starts a *worker* ([`worker`]) for each guest, a process of its own that serves all devices of that
 //! guest and knows nothing else. They talk by [`protocol`] over a [`channel`].
 //!
-//! This crate is the only one that knows both Xen and devices; `worker/wiring.rs` puts them together.
+//! This crate is the only one that knows both Xen and devices; `worker/wiring.rs` puts them together. [`vhost_user`] has
+//! the same devices without Xen.
 
 pub mod broker;
 pub mod channel;
@@ -19,7 +20,9 @@ pub mod list;
 pub mod logging;
 pub mod model;
 pub mod operate;
+mod process;
 pub mod protocol;
 pub mod serve;
 pub mod toolstack;
+pub mod vhost_user;
 pub mod worker;

@@ -53,6 +53,14 @@ pub fn for_worker(filter: &str, domid: u16) -> anyhow::Result<HeldBack> {
     Ok(held_back)
 }
 
+/// Has the events of a device without a broker written to standard error, limited.
+///
+/// # Errors
+/// The filter makes no sense.
+pub fn for_device(filter: &str, name: &str) -> anyhow::Result<()> {
+    install(filter, Line::new(format!("{name}: "), Some(Limiter::new(HeldBack::default()))))
+}
+
 fn install(filter: &str, line: Line) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)
         .with_context(|| format!("{filter:?} is no filter for logs; try info, or info,xen_virtio=debug"))?;

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use rustix::fs::{FlockOperation, flock};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use xenstore::Store;
 
@@ -17,6 +16,7 @@ use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::logging;
 use crate::model::Model;
+use crate::process::StopSignals;
 use crate::toolstack::Toolstack;
 use crate::toolstack::fixed::Fixed;
 
@@ -44,9 +44,13 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
     let listener = control::listen(directory)
         .with_context(|| format!("Cannot make the control socket in {}", directory.display()))?;
     let (requests, for_broker) = mpsc::channel(8);
-    let signals = Signals::catch().context("Cannot catch signals")?;
+    let signals = StopSignals::catch().context("Cannot catch signals")?;
     tokio::spawn(control::serve(listener, requests.clone()));
-    tokio::spawn(signals.pass_on(requests));
+    tokio::spawn(async move {
+        signals.wait().await;
+        // No receiver means that the broker has ended.
+        let _ = requests.send(Request::Stop).await;
+    });
     let spawner = OwnBinary::new(&options.log);
     let kind = options.only.as_deref();
     let settings = Settings {
@@ -84,27 +88,6 @@ fn take_lock(directory: &Path) -> Result<File, Failure> {
             path.display()
         ))),
         Err(errno) => Err(anyhow!(io::Error::from(errno)).context(format!("Cannot lock {}", path.display())).into()),
-    }
-}
-
-/// The signals that stop us.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn pass_on(mut self, requests: mpsc::Sender<Request>) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-        // No receiver means that the broker has ended.
-        let _ = requests.send(Request::Stop).await;
     }
 }
 

@@ -23,12 +23,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use guest_memory::PageSource;
 use ioreq::{EventChannels, Hypervisor};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
 use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
+use crate::process::allow_descriptors;
 use crate::protocol::{Answer, Order, VERSION};
 use errands::Errands;
 use orders::Service;
@@ -50,13 +50,6 @@ pub fn run() -> Result<(), Failure> {
         serve(channel, xen.hypervisor, xen.events, xen.pages, held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
-}
-
-/// Raises the limit of open descriptors as far as we are let: a socket device may have a thousand connections. Where that
-/// fails, fewer do.
-fn allow_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Serves the guest that these are of, by orders from `channel`.
