@@ -10,6 +10,7 @@ use virtio_backend::{Fault, guarded};
 
 use crate::channel::Channel;
 use crate::device::Device;
+use crate::early::EarlyEnable;
 use crate::server::Stop;
 use crate::session::Session;
 
@@ -33,7 +34,7 @@ pub(crate) fn serve(device: &Arc<Device>, socket: &UnixStream, stop: &Stop) -> i
     // more, and that it may read from the rings what has been done.
     let mut handler = BackendReqHandler::from_stream(socket.try_clone()?, session.clone());
     tracing::info!(name: "vhost.connected", device = device.name, "A front-end has connected");
-    let end = converse(device, &mut handler, socket, stop);
+    let end = converse(device, &mut handler, &session, socket, stop);
     session.lock().unwrap_or_else(PoisonError::into_inner).end();
     device.line.disconnect();
     tell(device, end);
@@ -41,7 +42,13 @@ pub(crate) fn serve(device: &Arc<Device>, socket: &UnixStream, stop: &Stop) -> i
 }
 
 /// Handles one message after the other.
-fn converse(device: &Device, handler: &mut BackendReqHandler<Mutex<Session>>, socket: &UnixStream, stop: &Stop) -> End {
+fn converse(
+    device: &Device,
+    handler: &mut BackendReqHandler<Mutex<Session>>,
+    session: &Mutex<Session>,
+    socket: &UnixStream,
+    stop: &Stop,
+) -> End {
     loop {
         // An answer is far shorter than what a socket holds that is writable: to send it does not block.
         let ready = [PollFlags::IN, PollFlags::OUT].into_iter().try_for_each(|side| stop.wait_for(socket, side));
@@ -49,13 +56,25 @@ fn converse(device: &Device, handler: &mut BackendReqHandler<Mutex<Session>>, so
             return End::Stopped;
         }
         let channel = Channel::peek(socket);
-        match guarded(|| Ok(handler.handle_request())) {
+        match guarded(|| Ok(handle_one(handler, session, socket))) {
             Ok(Ok(())) => channel.into_iter().for_each(|channel| device.line.set_channel(channel)),
             Ok(Err(_)) if stop.is_asked_for() => return End::Stopped,
             Ok(Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_))) => return End::Closed,
             Ok(Err(error)) => return End::Broken(error),
             Err(fault) => return End::Failed(fault),
         }
+    }
+}
+
+fn handle_one(
+    handler: &mut BackendReqHandler<Mutex<Session>>,
+    session: &Mutex<Session>,
+    socket: &UnixStream,
+) -> Result<(), Error> {
+    let enable = EarlyEnable::peek(socket);
+    match (handler.handle_request(), enable) {
+        (Err(Error::InactiveFeature(_)), Some(enable)) => enable.perform(session, socket),
+        (result, _) => result,
     }
 }
 

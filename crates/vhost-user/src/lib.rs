@@ -19,6 +19,7 @@
 mod channel;
 mod connection;
 mod device;
+mod early;
 mod eventfd;
 mod lanes;
 mod line;

@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use guest_memory::{Budget, LayoutError, MapCache, MapError, Mapping, PageSource, PlainMemory};
+use guest_memory::{Budget, LayoutError, MapCache, MapError, Mapping, PageSource, PlainMemory, SharedMemory};
 use rustix::fs::{FileType, fstat};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 /// The most regions a table may have: what the kernel's own back-ends allow, so that no front-end needs more.
 pub(crate) const REGIONS_MAX: usize = 509;
@@ -33,7 +32,7 @@ pub(crate) enum MemoryError {
     #[error("Memory region of {len:#x} bytes at {guest:#x} is not within a regular file, which has {file:#x} bytes")]
     NotInFile { guest: u64, len: u64, file: u64 },
     #[error("Mapping the memory region of {len:#x} bytes at {guest:#x} failed: {source}")]
-    Map { guest: u64, len: u64, source: vhost::vhost_user::Error },
+    Map { guest: u64, len: u64, source: io::Error },
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error("Looking at a memory region's file failed: {0}")]
@@ -120,17 +119,12 @@ impl Region {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || end > file_len {
             return Err(MemoryError::NotInFile { guest, len, file: file_len });
         }
-        let mapped = region.mmap_region(file).map_err(|source| MemoryError::Map { guest, len, source })?;
-        Ok(Self { guest, user, len, mapping: Arc::new(Mapped(mapped)) })
-    }
-}
-
-/// A region of the front-end's memory in our own.
-struct Mapped(MmapRegion);
-
-impl Mapping for Mapped {
-    fn memory(&self) -> VolatileSlice<'_> {
-        self.0.as_volatile_slice()
+        // Regions may end within a page, as libblkio's do; pages are mapped whole.
+        let mapping = usize::try_from(len)
+            .map_err(io::Error::other)
+            .and_then(|len| SharedMemory::of(file.into(), region.mmap_offset, len))
+            .map_err(|source| MemoryError::Map { guest, len, source })?;
+        Ok(Self { guest, user, len, mapping: Arc::new(mapping) })
     }
 }
 
