@@ -27,8 +27,6 @@ pub(crate) struct Memory {
 pub(crate) enum MemoryError {
     #[error("The memory table has more than {REGIONS_MAX} regions")]
     TooMany,
-    #[error("There is no memory region of {len:#x} bytes at {guest:#x} to remove")]
-    Unknown { guest: u64, len: u64 },
     #[error("Memory region of {len:#x} bytes at {guest:#x} is not within a regular file, which has {file:#x} bytes")]
     NotInFile { guest: u64, len: u64, file: u64 },
     #[error("Mapping the memory region of {len:#x} bytes at {guest:#x} failed: {source}")]
@@ -69,19 +67,21 @@ impl Memory {
         self.set(regions.collect::<Result<_, _>>()?)
     }
 
+    /// QEMU 7 adds and removes each region once for each pair of a network card's queues. So what is there already may be
+    /// added, and what is gone already removed.
     pub(crate) fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<(), MemoryError> {
+        if self.regions.iter().any(|known| known.is(region)) {
+            return Ok(());
+        }
         let mut regions = self.regions.clone();
         regions.push(Region::map(region, file)?);
         self.set(regions)
     }
 
+    /// See [`add`](Self::add).
     pub(crate) fn remove(&mut self, removed: &VhostUserMemoryRegion) -> Result<(), MemoryError> {
-        let (guest, user, len) = (removed.guest_phys_addr, removed.user_addr, removed.memory_size);
         let mut regions = self.regions.clone();
-        regions.retain(|region| (region.guest, region.user, region.len) != (guest, user, len));
-        if regions.len() == self.regions.len() {
-            return Err(MemoryError::Unknown { guest, len });
-        }
+        regions.retain(|region| !region.is(removed));
         self.set(regions)
     }
 
@@ -125,6 +125,12 @@ impl Region {
             .and_then(|len| SharedMemory::of(file.into(), region.mmap_offset, len))
             .map_err(|source| MemoryError::Map { guest, len, source })?;
         Ok(Self { guest, user, len, mapping: Arc::new(mapping) })
+    }
+
+    /// What a front-end knows a region by.
+    fn is(&self, other: &VhostUserMemoryRegion) -> bool {
+        let named = (other.guest_phys_addr, other.user_addr, other.memory_size);
+        (self.guest, self.user, self.len) == named
     }
 }
 
