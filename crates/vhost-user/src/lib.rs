@@ -24,6 +24,7 @@ mod eventfd;
 mod lanes;
 mod line;
 mod memory;
+mod message;
 mod server;
 mod session;
 mod vring;

@@ -1,13 +1,11 @@
 //! A device behind a listening socket: one front-end after the other.
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtio_backend::{Backend, Bell};
 
@@ -33,8 +31,8 @@ impl Server {
     pub fn new(name: &str, backend: Arc<dyn Backend>, listener: UnixListener) -> io::Result<Self> {
         // A connection that was given up before it is accepted must not make us wait for the next.
         listener.set_nonblocking(true)?;
-        let stop = Stop { is_asked_for: AtomicBool::new(false), bell: Bell::new()?, connection: Mutex::default() };
-        Ok(Self { device: Arc::new(Device::new(name, backend)), listener, stop: Arc::new(stop) })
+        let stop = Arc::new(Stop(Bell::new()?));
+        Ok(Self { device: Arc::new(Device::new(name, backend)), listener, stop })
     }
 
     /// The way to stop it.
@@ -54,11 +52,7 @@ impl Server {
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => return Err(error),
             };
-            let socket = Arc::new(socket);
-            self.stop.enter(socket.clone());
-            let served = connection::serve(&self.device, &socket, &self.stop);
-            self.stop.leave();
-            served?;
+            connection::serve(&self.device, socket, &self.stop)?;
         }
         Ok(())
     }
@@ -72,62 +66,37 @@ fn is_passing(error: &io::Error) -> bool {
 impl Stopper {
     /// Makes [`Server::serve`] finish what is in flight and return. Does not wait for it.
     pub fn stop(&self) {
-        self.0.ask();
+        self.0.0.ring();
     }
 }
 
-/// What a stopper and the serving thread share.
-pub(crate) struct Stop {
-    is_asked_for: AtomicBool,
-    /// Rung once for all.
-    bell: Bell,
-    /// The connection that is being served.
-    connection: Mutex<Option<Arc<UnixStream>>>,
-}
+/// What a stopper and the serving thread share: a bell that is rung once for all.
+pub(crate) struct Stop(Bell);
 
 /// The device is to stop.
 pub(crate) struct Stopped;
 
 impl Stop {
-    pub(crate) fn is_asked_for(&self) -> bool {
-        self.is_asked_for.load(Ordering::Acquire)
-    }
-
-    /// Waits until a socket is ready, or has failed.
-    pub(crate) fn wait_for(&self, socket: &impl AsFd, side: PollFlags) -> Result<(), Stopped> {
+    /// Waits until a socket is ready on one of these sides, or has failed; returns what it is.
+    pub(crate) fn wait_for(&self, socket: &impl AsFd, sides: PollFlags) -> Result<PollFlags, Stopped> {
+        let mut sockets = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(socket, sides)];
         loop {
-            let mut ready = [PollFd::new(socket, side), PollFd::new(&self.bell, PollFlags::IN)];
-            let polled = poll(&mut ready, None);
-            if self.is_asked_for() {
-                return Err(Stopped);
-            }
-            // Out of memory is the one other error that can be; the read that follows will say what is wrong.
-            if polled != Err(Errno::INTR) {
-                return Ok(());
+            let polled = poll(&mut sockets, None);
+            let [bell, socket] = sockets.each_ref().map(PollFd::revents);
+            match polled {
+                Ok(_) if !bell.is_empty() => return Err(Stopped),
+                Ok(_) => return Ok(socket),
+                Err(Errno::INTR) => {}
+                // The kernel is out of memory: what is done with the socket next will say so.
+                Err(_) => return Ok(PollFlags::ERR),
             }
         }
     }
 
-    fn ask(&self) {
-        self.is_asked_for.store(true, Ordering::Release);
-        self.bell.ring();
-        // A front-end that stays in the middle of a message must not keep us there. It sees nothing of this as long as
-        // it sends nothing.
-        if let Some(connection) = &*self.connection() {
-            let _ = connection.shutdown(Shutdown::Read);
-        }
-    }
-
-    /// Begins to serve a connection.
-    fn enter(&self, socket: Arc<UnixStream>) {
-        *self.connection() = Some(socket);
-    }
-
-    fn leave(&self) {
-        *self.connection() = None;
-    }
-
-    fn connection(&self) -> MutexGuard<'_, Option<Arc<UnixStream>>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for some milliseconds.
+    pub(crate) fn pause(&self, milliseconds: u32) -> Result<(), Stopped> {
+        let time = Timespec { tv_sec: 0, tv_nsec: i64::from(milliseconds) * 1_000_000 };
+        let polled = poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&time));
+        if polled.is_ok_and(|rung| rung > 0) { Err(Stopped) } else { Ok(()) }
     }
 }

@@ -13,10 +13,11 @@ use vhost::vhost_user::message::{
     VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_backend::{Fault, QueueSetup, features, guarded};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::channel::Channel;
 use crate::device::{Device, PROTOCOL_FEATURES};
 use crate::eventfd;
 use crate::lanes::Lanes;
@@ -40,6 +41,8 @@ pub(crate) struct Session {
     lanes: Lanes,
     /// Those that the driver accepted, if they are a set that will do.
     features: Option<u64>,
+    /// What the message brings that is to be handled next.
+    announced: Option<Channel>,
 }
 
 impl Session {
@@ -47,7 +50,12 @@ impl Session {
         let memory = Memory::new()?;
         let vrings = device.identity().queue_sizes.iter().map(|&max_size| Vring::new(max_size)).collect();
         let lanes = Lanes::new(device.clone(), memory.cache().clone());
-        Ok(Self { device, memory, vrings, lanes, features: None })
+        Ok(Self { device, memory, vrings, lanes, features: None, announced: None })
+    }
+
+    /// The next message brings this channel, whose descriptor `vhost` does not hand on; or none.
+    pub(crate) fn announce(&mut self, channel: Option<Channel>) {
+        self.announced = channel;
     }
 
     /// Stops everything. When it returns nothing is in flight, and nothing will be.
@@ -305,13 +313,11 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let mut data = vec![0; size as usize];
-        match self.device.config.read(offset.into(), &mut data) {
-            Ok(()) => Ok(data),
-            Err(fault) => {
-                self.device_failed(&fault);
-                Err(Error::BackendInternalError)
-            }
+        // A front-end may not survive the refusal of a read, so one that goes wrong reads zeros, as under any transport.
+        if let Err(fault) = self.device.config.read(offset.into(), &mut data) {
+            self.device_failed(&fault);
         }
+        Ok(data)
     }
 
     /// What lies beyond the device's fields is nobody's: it is dropped.
@@ -320,6 +326,13 @@ impl VhostUserBackendReqHandlerMut for Session {
             self.device_failed(&fault);
         }
         Ok(())
+    }
+
+    /// The message is what was announced, and proved to be well-formed.
+    fn set_backend_req_fd(&mut self, _backend: Backend) {
+        if let Some(channel) = self.announced.take() {
+            self.device.line.set_channel(channel);
+        }
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

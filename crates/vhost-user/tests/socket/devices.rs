@@ -1,0 +1,76 @@
+//! Real devices, driven by the drivers of `virtio_drivers`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use testkit::driver::GuestHal;
+use testkit::memory::FakeForeignMemory;
+use virtio_disk::{Config, Disk, EngineKind, Image};
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::transport::DeviceType;
+use virtio_rng::Rng;
+
+use crate::service::Service;
+use crate::transport::SocketTransport;
+use crate::vmm::{RAM, RAM_LEN};
+
+const SECTORS: usize = 512;
+
+fn boot() -> FakeForeignMemory {
+    let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
+    GuestHal::boot(memory.clone(), RAM, RAM + RAM_LEN);
+    memory
+}
+
+fn disk(engine: EngineKind) -> (Service, File) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len((SECTORS * SECTOR_SIZE) as u64).unwrap();
+    let image = Image::from_file(file.try_clone().unwrap(), "test").unwrap();
+    let disk = Disk::new(&Config { engine, ..Config::default() }, image).unwrap();
+    (Service::start(Arc::new(disk)), file)
+}
+
+fn probe(service: &Service, memory: &FakeForeignMemory) -> VirtIOBlk<GuestHal, SocketTransport> {
+    VirtIOBlk::new(SocketTransport::new(service, DeviceType::Block, memory.clone())).unwrap()
+}
+
+fn pattern(seed: usize) -> Vec<u8> {
+    (0..4096).map(|index| ((index * 7 + seed) % 251) as u8).collect()
+}
+
+#[test]
+fn a_disk_is_written_and_read_and_keeps_what_was_written_over_connections() {
+    for engine in [EngineKind::Plain, EngineKind::IoUring] {
+        let (service, file) = disk(engine);
+        let memory = boot();
+        let mut driver = probe(&service, &memory);
+        assert_eq!(driver.capacity(), SECTORS as u64);
+        for block in (0..SECTORS).step_by(8) {
+            driver.write_blocks(block, &pattern(block)).unwrap();
+        }
+        driver.flush().unwrap();
+        drop(driver);
+        let mut driver = probe(&service, &memory);
+        for block in (0..SECTORS).step_by(8) {
+            let (mut found, mut stored) = (vec![0; 4096], vec![0; 4096]);
+            driver.read_blocks(block, &mut found).unwrap();
+            file.read_exact_at(&mut stored, (block * SECTOR_SIZE) as u64).unwrap();
+            assert_eq!(found, pattern(block), "block {block}");
+            assert_eq!(stored, found);
+        }
+    }
+}
+
+#[test]
+fn random_numbers_arrive() {
+    let service =
+        Service::start(Arc::new(Rng::with_source(&Default::default(), Arc::new(virtio_rng::Kernel)).unwrap()));
+    let memory = boot();
+    let transport = SocketTransport::new(&service, DeviceType::EntropySource, memory);
+    let mut driver = VirtIORng::<GuestHal, _>::new(transport).unwrap();
+    let mut numbers = [0; 64];
+    assert_eq!(driver.request_entropy(&mut numbers).unwrap(), 64);
+    assert_ne!(numbers, [0; 64]);
+}
