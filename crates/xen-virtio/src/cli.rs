@@ -15,7 +15,7 @@ use crate::model::Model;
 /// A guest whose xl configuration says `disk=["format=raw,vdev=xvda,access=rw,backendtype=standalone,
 /// specification=virtio,target=/path/to/image"]` finds its disk behind virtio-mmio registers that this program answers, and
 /// so with `virtio=["type=virtio,device1,transport=mmio"]` for a network card and other devices (Xen 4.18 and later).
-/// Needs Xen with IOREQ servers (CONFIG_IOREQ_SERVER=y) and root in Dom0.
+/// Needs Xen with IOREQ servers (CONFIG_IOREQ_SERVER=y) and root in Dom0; `vhost-user` needs neither.
 #[derive(Debug, Parser)]
 #[command(name = "xen-virtio", version, max_term_width = 100)]
 pub struct Cli {
