@@ -46,6 +46,9 @@ install: ## Install what was built under PREFIX (/usr/local); DESTDIR for packag
 	install -m 644 guest-config/guests/example.toml guest-config/virtio-disks.cfg guest-config/virtio-devices.cfg \
 		$(DESTDIR)$(EXAMPLES)
 	install -m 644 guest-config/static/example.toml $(DESTDIR)$(EXAMPLES)/static.toml
+	install -d $(DESTDIR)$(EXAMPLES)/vhost-user
+	for file in guest-config/vhost-user/*; do \
+		sed 's,/usr/local/sbin/,$(PREFIX)/sbin/,' "$$file" >"$(DESTDIR)$(EXAMPLES)/vhost-user/$${file##*/}"; done
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's,/usr/local/sbin/,$(PREFIX)/sbin/,' guest-config/xen-virtio.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/xen-virtio.service
