@@ -60,7 +60,6 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut daemon = Self(command.env("NOTIFY_SOCKET", &path).spawn().unwrap());
         // One that ends instead of getting ready is told of at once.
         let deadline = Instant::now() + PATIENCE;
@@ -164,17 +163,23 @@ struct Seen {
     config: [u8; 8],
 }
 
-/// Connects as a front-end, looks, and goes.
-fn look(socket: &Path) -> Seen {
+/// Connects as a front-end that wants all it can; with it the features that it is offered.
+fn connect(socket: &Path) -> (Frontend, u64) {
     let stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut frontend = Frontend::from_stream(stream, 16);
     frontend.set_owner().unwrap();
     let features = frontend.get_features().unwrap();
-    let protocol = frontend.get_protocol_features().unwrap();
     let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ;
-    assert!(protocol.contains(wanted), "{protocol:?}");
+    let offered = frontend.get_protocol_features().unwrap();
+    assert!(offered.contains(wanted), "{offered:?}");
     frontend.set_protocol_features(wanted).unwrap();
+    (frontend, features)
+}
+
+/// Connects as a front-end, looks at a disk, and goes.
+fn look(socket: &Path) -> Seen {
+    let (mut frontend, features) = connect(socket);
     let queues = frontend.get_queue_num().unwrap();
     let (_, config) = frontend.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).unwrap();
     Seen { features, queues, config: config.try_into().unwrap() }
@@ -205,10 +210,8 @@ fn a_disk_is_served_to_one_front_end_after_the_other() {
 fn it_stops_while_a_front_end_is_connected() {
     let place = Place::new();
     let daemon = place.serve_disk();
-    let stream = UnixStream::connect(place.socket()).unwrap();
-    let frontend = Frontend::from_stream(stream, 16);
-    frontend.set_owner().unwrap();
-    assert_eq!(frontend.get_features().unwrap() & VERSION_1, VERSION_1);
+    let (_frontend, features) = connect(&place.socket());
+    assert_eq!(features & VERSION_1, VERSION_1);
 
     daemon.assert_stops_cleanly();
 }
@@ -430,20 +433,9 @@ fn under_the_name_of_a_kind_it_is_that_kind() {
 
     let daemon = Daemon::start(prepared(command));
 
-    assert_eq!(look_at_queues(&place.socket()), 1);
+    let (mut frontend, _) = connect(&place.socket());
+    assert_eq!(frontend.get_queue_num().unwrap(), 1);
     daemon.assert_stops_cleanly();
-}
-
-/// The number of queues, of a device that may have no configuration space.
-fn look_at_queues(socket: &Path) -> u64 {
-    let stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut frontend = Frontend::from_stream(stream, 16);
-    frontend.set_owner().unwrap();
-    frontend.get_features().unwrap();
-    frontend.get_protocol_features().unwrap();
-    frontend.set_protocol_features(VhostUserProtocolFeatures::MQ).unwrap();
-    frontend.get_queue_num().unwrap()
 }
 
 #[test]
