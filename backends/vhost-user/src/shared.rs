@@ -1,0 +1,64 @@
+//! What the device and its worker of the moment share.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use virtio_backend::{Bell, Signals};
+
+use crate::config::{Found, Plan};
+use crate::config_space::ConfigSpace;
+use crate::connection::Connection;
+use crate::counters::Counters;
+use crate::introduction::own;
+use crate::layout::Layout;
+
+/// What outlives a reset.
+pub(crate) struct Shared {
+    pub(crate) plan: Plan,
+    pub(crate) found: Found,
+    pub(crate) layout: Layout,
+    pub(crate) config: ConfigSpace,
+    /// Rung when the driver has written to configuration space.
+    pub(crate) bell: Bell,
+    pub(crate) counters: Arc<Counters>,
+    signals: OnceLock<Arc<dyn Signals>>,
+    /// The connection while no worker has it. A worker that ends and the next one meet here.
+    kept: Mutex<Option<Kept>>,
+}
+
+/// A connection to the backend that nobody works with.
+pub(crate) enum Kept {
+    /// It was made by another process, and only its beginning has been said.
+    New(OwnedFd),
+    /// It was in use until the driver reset the device.
+    Used(Connection),
+}
+
+impl Shared {
+    pub(crate) fn new(plan: Plan, found: Found, layout: Layout, connection: OwnedFd) -> io::Result<Self> {
+        let config = ConfigSpace::new(found.config.clone(), own(&plan, found.queues));
+        let kept = Mutex::new(Some(Kept::New(connection)));
+        let (bell, counters, signals) = (Bell::new()?, Arc::default(), OnceLock::new());
+        Ok(Self { plan, found, layout, config, bell, counters, signals, kept })
+    }
+
+    pub(crate) fn attach(&self, signals: Arc<dyn Signals>) {
+        // It is said once.
+        let _ = self.signals.set(signals);
+    }
+
+    pub(crate) fn config_changed(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.config_changed();
+        }
+    }
+
+    pub(crate) fn take_connection(&self) -> Option<Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn keep_connection(&self, connection: Connection) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Kept::Used(connection));
+    }
+}

@@ -1,0 +1,142 @@
+//! The guest's side: its memory, its queues, and the registers of a device.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use guest_memory::{Budget, MapCache};
+use testkit::device::eventually;
+use testkit::driver::{Descriptor, RawQueue, Register, Registers, Used, status};
+use testkit::memory::FakeForeignMemory;
+use virtio_backend::{Backend, Kind, Owner};
+use virtio_mmio::{InterruptLine, Transport};
+use virtio_vhost_user::{Config, DeviceType, VhostUser, VhostUserError};
+
+pub const RAM: u64 = 0x4000_0000;
+pub const RAM_LEN: u64 = 64 << 20;
+
+/// Where tests put buffers: behind the queues.
+pub const BUFFERS: u64 = RAM + 0x10_0000;
+
+pub const VERSION_1: u64 = 1 << 32;
+pub const EVENT_IDX: u64 = 1 << 29;
+pub const INDIRECT: u64 = 1 << 28;
+
+/// What buffers hold before the device writes to them.
+pub const UNTOUCHED: u8 = 0xee;
+
+/// Counts interrupts.
+#[derive(Default)]
+pub struct Line(AtomicU64);
+
+impl InterruptLine for Line {
+    fn raise(&self) -> io::Result<()> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(())
+    }
+}
+
+/// A device of this type, with a backend at `socket`.
+pub fn config(device: u32, socket: &Path) -> Config {
+    Config { device: Some(DeviceType::of_id(device)), socket: socket.to_owned(), ..Config::default() }
+}
+
+/// Opens and makes a device, as the two processes do that share the work.
+pub fn make(mut config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
+    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into() };
+    let descriptors = VhostUser::open(&mut config, &owner)?;
+    VhostUser::make(&config, descriptors)
+}
+
+/// A device before a driver.
+pub struct Guest {
+    pub registers: Arc<Transport>,
+    pub memory: FakeForeignMemory,
+    pub queues: Vec<RawQueue>,
+    line: Arc<Line>,
+}
+
+impl Guest {
+    /// A driver has brought the device up, with all that it offers, and with queues of this size.
+    pub fn new(config: Config, queue_size: u16) -> Self {
+        let guest = Self::without_driver(config, queue_size);
+        guest.bring_up();
+        guest
+    }
+
+    pub fn without_driver(config: Config, queue_size: u16) -> Self {
+        let device = make(config).unwrap();
+        let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
+        let cache = MapCache::new(memory.clone(), Budget::default());
+        let count = device.identity().queue_sizes.len() as u64;
+        let queues = (0..count).map(|index| RawQueue::new(memory.clone(), RAM + 0x1_0000 * index, queue_size));
+        let (queues, line) = (queues.collect(), Arc::<Line>::default());
+        let registers = Transport::new(device, line.clone(), cache, "test").unwrap();
+        Self { registers, memory, queues, line }
+    }
+
+    pub fn bring_up(&self) {
+        self.queues.iter().for_each(RawQueue::clear);
+        assert!(self.registers.negotiate(self.registers.offered_features()));
+        for (index, queue) in (0..).zip(&self.queues) {
+            self.registers.set_up_queue(index, queue);
+        }
+        self.registers.add_status(status::DRIVER_OK);
+    }
+
+    /// The driver resets the device and brings it up again.
+    pub fn reset(&self) {
+        self.registers.reset();
+        self.bring_up();
+    }
+
+    /// Offers a chain in the slots from `head` on, and kicks.
+    pub fn offer(&self, queue: usize, head: u16, chain: &[Descriptor]) {
+        self.queues[queue].write_chain(head, chain);
+        self.queues[queue].publish(head);
+        self.registers.notify(queue as u32);
+    }
+
+    /// Waits until so many chains have come back in all; returns the last.
+    pub fn wait_used(&self, queue: usize, count: u16) -> Used {
+        self.queues[queue].wait_used(count)
+    }
+
+    pub fn fill(&self, address: u64, len: usize, byte: u8) {
+        self.memory.write(address, &vec![byte; len]);
+    }
+
+    pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(address, &mut bytes);
+        bytes
+    }
+
+    pub fn config_bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+        let byte = |at| self.registers.load(Register::Config as u64 + offset + at, 1) as u8;
+        (0..len as u64).map(byte).collect()
+    }
+
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = self.registers.counters();
+        counters.iter().find(|(its_name, _)| *its_name == name).unwrap_or_else(|| panic!("no counter {name}")).1
+    }
+
+    pub fn interrupts(&self) -> u64 {
+        self.line.0.load(SeqCst)
+    }
+
+    pub fn needs_reset(&self) -> bool {
+        self.registers.status() & status::DEVICE_NEEDS_RESET != 0
+    }
+
+    pub fn wait_for_fault(&self) {
+        eventually("the device needs a reset", || self.needs_reset());
+    }
+}
+
+/// Bytes that tell where they belong.
+pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at / 512) as u8 ^ seed).collect()
+}
