@@ -134,7 +134,9 @@ impl Ring {
 
     fn pop_chain(&mut self) -> Result<Option<Request>, GuestFault> {
         let position = self.queue.next_avail();
-        let limit = usize::from(self.queue.size());
+        // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
+        // what a device says there fits its largest queue, and that is what holds.
+        let limit = usize::from(self.queue.max_size());
         let Some(mut chain) = self.queue.iter(&self.view).map_err(GuestFault::Ring)?.next() else {
             return self.nothing_there();
         };
@@ -340,7 +342,7 @@ fn resolve(
         bytes += u64::from(descriptor.len());
         unfinished = descriptor.has_next();
         if descriptors > max_descriptors {
-            return Err(malformed("has more descriptors than the queue"));
+            return Err(malformed("has more descriptors than the largest queue"));
         }
         // Before anything is mapped: a 4 GiB descriptor costs nothing.
         if bytes > max_bytes {

@@ -165,6 +165,28 @@ fn a_chain_that_describes_too_much_maps_nothing() {
     assert_eq!(rig.memory.counts().calls, calls);
 }
 
+/// QEMU gives vhost-user disks queues of 128, and Linux fills tables for them as for 256.
+#[test]
+fn an_indirect_table_may_be_longer_than_the_queue_but_not_than_the_largest() {
+    let rig = Rig::new();
+    let mut ring = rig.ring();
+    let offer = |descriptors| {
+        let mut table: Vec<_> = (1..descriptors).map(|next| Descriptor::readable(BUFFERS, 16).then(next)).collect();
+        table.push(Descriptor::readable(BUFFERS, 16));
+        rig.queue.write_chain(0, &[rig.queue.write_indirect(BUFFERS + 0x1000, &table)]);
+        rig.queue.publish(0);
+    };
+
+    offer(256);
+    let request = ring.pop().unwrap().unwrap();
+    assert_eq!(request.readable.len(), 256 * 16);
+    ring.push(request, 0).unwrap();
+
+    offer(257);
+    let refused = ring.pop().err().unwrap();
+    assert!(refused.to_string().contains("more descriptors"), "{refused}");
+}
+
 #[test]
 fn b05_the_host_failing_to_map_is_not_the_guests_fault() {
     let rig = Rig::new();
