@@ -31,17 +31,21 @@ use vmm::{RAM, RAM_LEN, SIZE, VERSION_1, Vmm};
 /// One test at a time.
 static PROCESS: Mutex<()> = Mutex::new(());
 
-/// How much this process has: descriptors, threads, mappings of the guest's memory.
+/// How much this process has: descriptors, lanes, mappings of the guest's memory.
 fn holdings() -> [usize; 3] {
-    let entries = |folder| fs::read_dir(folder).unwrap().count();
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    // One that has ended meanwhile has no name any more.
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).ok());
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let guest = maps.lines().filter(|line| line.contains("memfd:guest")).count();
-    [entries("/proc/self/fd"), entries("/proc/self/task"), guest]
+    [
+        fs::read_dir("/proc/self/fd").unwrap().count(),
+        names.filter(|name| name.starts_with("test.")).count(),
+        maps.lines().filter(|line| line.contains("memfd:guest")).count(),
+    ]
 }
 
-/// Waits until the process has no more than it had; the thread of the test before this one may have gone meanwhile.
 fn assert_back_to(before: [usize; 3]) {
-    eventually("all else is gone", || holdings().iter().zip(before).all(|(now, before)| *now <= before));
+    eventually("all else is gone", || holdings() == before);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread;
 
 use testkit::driver::GuestHal;
 use testkit::memory::FakeForeignMemory;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_disk::{Config, Disk, EngineKind, Image};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::rng::VirtIORng;
@@ -61,6 +63,38 @@ fn a_disk_is_written_and_read_and_keeps_what_was_written_over_connections() {
             assert_eq!(stored, found);
         }
     }
+}
+
+#[test]
+fn a_disk_loses_nothing_while_its_memory_is_replaced_over_and_over() {
+    let (service, _file) = disk(EngineKind::IoUring);
+    let memory = boot();
+    let transport = SocketTransport::new(&service, DeviceType::Block, memory);
+    let (frontend, whole) = transport.share();
+    let halves = [(RAM, RAM_LEN / 2), (RAM + RAM_LEN / 2, RAM_LEN / 2)].map(|(start, len)| VhostUserMemoryRegionInfo {
+        guest_phys_addr: start,
+        userspace_addr: whole.userspace_addr + (start - RAM),
+        mmap_offset: start - RAM,
+        memory_size: len,
+        ..whole
+    });
+    let mut driver = VirtIOBlk::<GuestHal, _>::new(transport).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..2000 {
+                frontend.set_mem_table(&halves).unwrap();
+                frontend.set_mem_table(&[whole]).unwrap();
+            }
+        });
+        for round in 0..4 {
+            for block in (0..SECTORS).step_by(8) {
+                driver.write_blocks(block, &pattern(block + round)).unwrap();
+                let mut found = vec![0; 4096];
+                driver.read_blocks(block, &mut found).unwrap();
+                assert_eq!(found, pattern(block + round), "block {block}");
+            }
+        }
+    });
 }
 
 #[test]

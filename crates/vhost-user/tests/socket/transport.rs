@@ -3,9 +3,9 @@
 use std::cell::Cell;
 
 use testkit::memory::FakeForeignMemory;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost::{VhostBackend, VringConfigData};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -25,6 +25,11 @@ impl SocketTransport {
         let vmm = Vmm::on(service.connect(), memory);
         vmm.share(&[vmm.region(RAM, RAM_LEN)]);
         Self { kind, vmm, status: Cell::new(DeviceStatus::empty()), set_up: Vec::new() }
+    }
+
+    /// What it takes to share the memory once more while a driver has the transport.
+    pub fn share(&self) -> (Frontend, VhostUserMemoryRegionInfo) {
+        (self.vmm.frontend.clone(), self.vmm.region(RAM, RAM_LEN))
     }
 }
 
