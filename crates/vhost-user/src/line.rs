@@ -59,7 +59,8 @@ impl Line {
     /// Tells that these queues are worked no more.
     pub(crate) fn report(&self, fault: &Fault, queues: Range<usize>) {
         let error: &dyn Error = fault;
-        tracing::warn!(name: "vhost.fault", device = self.name, ?queues, error, "Queues stop until the driver resets them");
+        let device = &self.name;
+        tracing::warn!(name: "vhost.fault", device, ?queues, error, "Queues stop until the driver resets them");
         for queue in queues {
             self.with_ends(queue, |ends| ends.err.iter().for_each(eventfd::signal));
         }

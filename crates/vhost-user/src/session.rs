@@ -113,8 +113,8 @@ impl Session {
         match agreed {
             Ok(true) => return Some(accepted),
             Ok(false) => {
-                let features = format_args!("{accepted:#x}");
-                tracing::warn!(name: "vhost.features", device = self.device.name, %features, "The device cannot work with the features that the driver accepted");
+                let (device, features) = (&self.device.name, format_args!("{accepted:#x}"));
+                tracing::warn!(name: "vhost.features", device, %features, "The device cannot work with these features");
             }
             Err(fault) => self.device_failed(&fault),
         }

@@ -30,7 +30,7 @@ impl Vring {
         Self { max_size, size: max_size, base: 0, addresses: None, enabled: false, kick: None }
     }
 
-    /// What a lane needs to work it, if that is known and wanted. The used ring goes on at `next_used`.
+    /// Where it lies and what wakes a lane for it, if that is known and it is to be worked.
     pub(crate) fn wanted(&self) -> Option<(Addresses, Arc<OwnedFd>)> {
         Some((self.addresses.filter(|_| self.enabled)?, self.kick.clone()?))
     }
