@@ -60,7 +60,7 @@ leaves_nothing() {
     [[ -z $left ]] || fail "left behind: $left"
     left=$(ip -oneline link show type tun)
     [[ -z $left ]] || fail "left behind: $left"
-    left=$(pgrep -a '^(xen-virtio|virtio-)' || true)
+    left=$(pgrep -a '^(xen-|)virtio' || true)
     [[ -z $left ]] || fail "left behind: $left"
 }
 

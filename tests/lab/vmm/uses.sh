@@ -38,11 +38,18 @@ use_sockets() {
     local echoing
     socat "UNIX-LISTEN:${vsock}_1234" EXEC:cat &
     echoing=$!
+    wait_until 30 test -S "${vsock}_1234"
     in_guest 'echo_of "socat -t 60 - VSOCK-CONNECT:2:1234"'
     wait "$echoing"
-    in_guest 'socat VSOCK-LISTEN:1235 EXEC:cat >/dev/null 2>&1 &'
+    in_guest 'socat VSOCK-LISTEN:1235,fork EXEC:cat >/dev/null 2>&1 &'
     dd if=/dev/urandom of=/run/test-noise bs=64k count=16 2>/dev/null
-    { echo "CONNECT 1235" && cat /run/test-noise; } | socat -t 60 - "UNIX-CONNECT:$vsock" >/run/test-echo
-    head -n 1 /run/test-echo | grep -aq '^OK [0-9]*$' || fail "no OK from the vsock: $(head -c 100 /run/test-echo)"
+    # A connection is refused as long as nobody in the guest listens.
+    wait_until 30 guest_accepts || fail "the guest does not accept over vsock: $(head -c 100 /run/test-echo)"
     tail -n +2 /run/test-echo | cmp - /run/test-noise
+}
+
+guest_accepts() {
+    { echo "CONNECT 1235" && cat /run/test-noise; } 2>/dev/null |
+        socat -t 60 - "UNIX-CONNECT:$vsock" >/run/test-echo 2>>"$logs/socat.log"
+    head -n 1 /run/test-echo | grep -aq '^OK [0-9]*$'
 }

@@ -31,11 +31,12 @@ run_on_host() {
     stop_daemons
 }
 
+# QEMU 7 without KVM crashes over a network card of vhost-user that has MSI-X (vectors).
 boot_with_all() {
     boot older_qemu \
         -device vhost-user-blk-pci,chardev=disk,num-queues=2 \
         -netdev vhost-user,id=net0,chardev=net,queues=2 \
-        -device virtio-net-pci,netdev=net0,mq=on,vectors=6,mac=00:16:3e:77:00:02,romfile= \
+        -device virtio-net-pci,netdev=net0,mq=on,vectors=0,mac=00:16:3e:77:00:02,romfile= \
         -device vhost-user-rng-pci,chardev=rng \
         -device vhost-user-vsock-pci,chardev=vsock
 }
