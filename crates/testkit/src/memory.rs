@@ -165,8 +165,8 @@ impl FakeForeignMemory {
     }
 }
 
-/// The file that the guest's pages are in, to share them with another process: those of the banks that the guest started
-/// with, one behind the other in the order that they were given in.
+/// The file that the guest's pages are in, to share them with another process: those of the banks that the guest
+/// started with, one behind the other in the order that they were given in.
 impl AsFd for FakeForeignMemory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.pages.file.as_fd()

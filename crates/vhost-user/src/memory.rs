@@ -67,8 +67,8 @@ impl Memory {
         self.set(regions.collect::<Result<_, _>>()?)
     }
 
-    /// QEMU 7 adds and removes each region once for each pair of a network card's queues. So what is there already may be
-    /// added, and what is gone already removed.
+    /// QEMU 7 adds and removes each region once for each pair of a network card's queues. So what is there already may
+    /// be added, and what is gone already removed.
     pub(crate) fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<(), MemoryError> {
         if self.regions.iter().any(|known| known.is(region)) {
             return Ok(());

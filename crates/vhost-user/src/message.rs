@@ -1,4 +1,4 @@
-//! The next message, as it lies in the socket. The crate `vhost` will read it; before, two things are to be known of it.
+//! The next message, as it lies in the socket. `vhost` will read it; before, two things are to be known of it.
 //!
 //! Whether all of it is there: `vhost` would wait for the rest and could not be told to stop. And which channel it
 //! brings, if any: `vhost` keeps that descriptor to itself, and has no way to send on it the one message that a device

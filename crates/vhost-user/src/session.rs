@@ -313,7 +313,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let mut data = vec![0; size as usize];
-        // A front-end may not survive the refusal of a read, so one that goes wrong reads zeros, as under any transport.
+        // A front-end may not survive the refusal of a read, so one that fails gives zeros, as under any transport.
         if let Err(fault) = self.device.config.read(offset.into(), &mut data) {
             self.device_failed(&fault);
         }
