@@ -12,5 +12,11 @@
 mod harness;
 mod puppet;
 
+mod configuration;
 mod data;
+mod hostile;
+mod opening;
+mod resets;
+mod restarts;
+mod room;
 mod storage_daemon;

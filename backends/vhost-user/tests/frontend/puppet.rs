@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,7 +12,7 @@ use std::thread;
 
 use tempfile::TempDir;
 use testkit::device::eventually;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Requests, by their numbers in the protocol.
@@ -46,6 +47,9 @@ pub mod protocol {
     pub const ALL: u64 = MQ | REPLY_ACK | BACKEND_REQ | CONFIG | RESET_DEVICE;
 }
 
+/// Where the memory starts that it is given.
+pub const BASE: u64 = 1 << 32;
+
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// What the puppet does at a request instead of what a backend does.
@@ -57,6 +61,8 @@ pub enum Turn {
     SaysWithDescriptor(Vec<u8>),
     /// Never answers, and never listens again on this connection.
     Hangs,
+    /// Answers as a backend does, and takes a second for each byte.
+    Trickles,
     /// Ends the connection.
     Leaves,
     /// Acknowledges with a failure.
@@ -148,7 +154,9 @@ impl Puppet {
         let (known, character) = (Arc::clone(&self.known), Arc::clone(&self.character));
         thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
-                serve(stream, &known, &character);
+                serve(stream.try_clone().unwrap(), &known, &character);
+                // It may have ended otherwise already.
+                let _ = stream.shutdown(Shutdown::Both);
             }
         });
     }
@@ -188,8 +196,9 @@ impl Puppet {
 
     /// Ends the connection of the moment.
     pub fn hang_up(&self) {
-        let stream = self.known().stream.take().unwrap();
-        stream.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut known = self.known();
+        known.vrings.clear();
+        known.stream.take().unwrap().shutdown(Shutdown::Both).unwrap();
     }
 
     /// Says something on the connection that nobody asked for.
@@ -212,7 +221,9 @@ impl Puppet {
     /// Says these bytes on its own channel.
     pub fn say_raw(&self, bytes: &[u8]) {
         eventually("there is a channel", || self.known().channel.is_some());
-        self.known().channel.as_ref().unwrap().write_all(bytes).unwrap();
+        // Not with the lock held: it may take until the other side has listened.
+        let mut channel = self.known().channel.as_ref().unwrap().try_clone().unwrap();
+        channel.write_all(bytes).unwrap();
     }
 
     /// Whether a queue is there to be worked.
@@ -382,6 +393,10 @@ fn serve(mut stream: UnixStream, known: &Mutex<Known>, character: &Mutex<Charact
                 let _ = stream.read_to_end(&mut Vec::new());
                 return;
             }
+            Some(Turn::Trickles) => reply(request, 0).iter().try_for_each(|byte| {
+                thread::sleep(std::time::Duration::from_secs(1));
+                stream.write_all(&[*byte])
+            }),
             Some(Turn::Leaves) => return,
             Some(Turn::Refuses) => stream.write_all(&reply(request, 1)),
             None => match (request, answer) {
