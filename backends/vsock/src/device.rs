@@ -19,8 +19,9 @@ const F_STREAM: u64 = 1 << 0;
 /// VIRTIO_VSOCK_F_NO_IMPLIED_STREAM, of virtio 1.3: streams are there only if F_STREAM says so.
 const F_NO_IMPLIED_STREAM: u64 = 1 << 2;
 
-/// Entries of the queues for packets and for events. Linux' receive buffers have 4 KiB, so this is 1 MiB under way.
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// Entries of the queues for packets and for events. Linux' receive buffers have 4 KiB, so this is 1 MiB under way. That
+/// for events has as many, though there are none: front-ends of vhost-user give all of a device's queues one size.
+const QUEUE_SIZES: [u16; 3] = [256; 3];
 
 /// Bytes that a chain may describe: four times what the guest may send in one packet, and more than any driver's
 /// receive buffer has.
