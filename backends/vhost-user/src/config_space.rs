@@ -21,6 +21,9 @@ pub(crate) struct ConfigSpace {
 pub(crate) struct Own {
     /// How many queues there are, and where that is said.
     pub(crate) queues: Option<(QueueCount, u16)>,
+    /// How many buffers a request may have at the most, and where that is said. A backend need not know how large a
+    /// queue is, and a driver believes what it reads.
+    pub(crate) most_segments: Option<(usize, u32)>,
     /// A file system's tag.
     pub(crate) tag: Option<String>,
 }
@@ -47,6 +50,11 @@ impl Own {
         {
             let count = u32::from(queues.saturating_sub(others)).to_le_bytes();
             place.iter_mut().zip(count).for_each(|(to, from)| *to = from);
+        }
+        if let Some((at, most)) = self.most_segments
+            && let Some(place) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut)
+        {
+            *place = u32::from_le_bytes(*place).min(most).to_le_bytes();
         }
     }
 }
@@ -116,7 +124,7 @@ mod tests {
     #[test]
     fn the_number_of_queues_and_the_tag_are_ours_to_say() {
         let count = QueueCount { at: FS_TAG_SIZE, len: 4, others: 1 };
-        let own = Own { queues: Some((count, 3)), tag: Some("share".into()) };
+        let own = Own { queues: Some((count, 3)), tag: Some("share".into()), ..Own::default() };
         let mut bytes = vec![0xff; 40];
         own.complete(&mut bytes);
         assert_eq!(bytes[..8], *b"share\0\0\0");
@@ -125,6 +133,17 @@ mod tests {
         let space = ConfigSpace::new(bytes.clone(), own);
         assert!(!space.replace(vec![7; 40]), "all of it is ours");
         assert_eq!(read(&space, 0, 40), bytes);
+    }
+
+    #[test]
+    fn a_request_has_no_more_buffers_than_fit_its_queue() {
+        let own = Own { most_segments: Some((2, 126)), ..Own::default() };
+        for (said, seen) in [(u32::MAX, 126), (126, 126), (4, 4)] {
+            let mut bytes = [&[9, 9][..], &said.to_le_bytes(), &[9]].concat();
+            own.complete(&mut bytes);
+            assert_eq!(bytes, [&[9, 9][..], &u32::to_le_bytes(seen), &[9]].concat());
+        }
+        own.complete(&mut [1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub(crate) struct Profile {
     pub(crate) told_in_config: u64,
     /// Where configuration space tells how many queues there are.
     pub(crate) queue_count: Option<QueueCount>,
+    /// Where it tells, in four bytes, how many buffers a request may have beside its header and its status.
+    pub(crate) most_segments: Option<usize>,
     /// The protocol's count of queues means these queues; it does not where a backend counts pairs.
     pub(crate) counts_queues: bool,
 }
@@ -128,6 +130,7 @@ const UNKNOWN: Profile = Profile {
     withheld: 0,
     told_in_config: 0,
     queue_count: None,
+    most_segments: None,
     counts_queues: true,
 };
 
@@ -184,11 +187,13 @@ const PROFILES: &[Profile] = &[
         id: VIRTIO_ID_BLOCK,
         name: "block",
         queues: 1,
+        queue_size: 256,
         config_size: 60,
         queue_memory: 16 * MIB,
         // Their fields lie behind those that every backend knows.
         withheld: bits([VIRTIO_BLK_F_SECURE_ERASE, VIRTIO_BLK_F_ZONED]),
         queue_count: Some(QueueCount { at: 34, len: 2, others: 0 }),
+        most_segments: Some(12),
         ..UNKNOWN
     },
     Profile {
@@ -206,6 +211,7 @@ const PROFILES: &[Profile] = &[
         queues: 3,
         config_size: 36,
         queue_count: Some(QueueCount { at: 0, len: 4, others: 2 }),
+        most_segments: Some(4),
         ..UNKNOWN
     },
     Profile { id: VIRTIO_ID_VSOCK, name: "vsock", queues: 3, config_size: 8, ..UNKNOWN },

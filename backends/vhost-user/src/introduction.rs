@@ -66,7 +66,14 @@ pub(crate) fn hold_to(connection: &mut Connection, plan: &Plan, found: &Found) -
 
 /// What of configuration space is not left to the backend.
 pub(crate) fn own(plan: &Plan, queues: u16) -> Own {
-    Own { queues: plan.device.profile().queue_count.map(|count| (count, queues)), tag: plan.tag.clone() }
+    let Profile { queue_count, most_segments, .. } = plan.device.profile();
+    // Beside a header and a status.
+    let segments = u32::from(plan.queue_size.saturating_sub(2));
+    Own {
+        queues: queue_count.map(|count| (count, queues)),
+        most_segments: most_segments.map(|at| (at, segments)),
+        tag: plan.tag.clone(),
+    }
 }
 
 fn connect_when_there(socket: &Path) -> io::Result<Wire> {

@@ -53,7 +53,11 @@ impl Choice {
         }
         let model = Model::default_of(device_id).ok_or_else(|| {
             let known: Vec<_> = Model::kinds_with_id().map(|(kind, id)| format!("{kind} (device{id:x})")).collect();
-            anyhow!("xen-virtio serves no device{device_id:x}; there are {}", known.join(", "))
+            let known = known.join(", ");
+            anyhow!(
+                "xen-virtio serves no device{device_id:x}; there are {known}, and others whose backend is another \
+                 program, by an entry [[vhost-user]] in the guest's file"
+            )
         })?;
         let kind = model.kind();
         model.check().with_context(|| format!("This {kind} needs an entry [[{kind}]] in the guest's file"))?;
@@ -79,6 +83,7 @@ mod tests {
             error.contains("device1a") && error.contains("net (device1)") && error.contains("vsock (device13)"),
             "{error}"
         );
+        assert!(error.contains("[[vhost-user]]"), "{error}");
     }
 
     #[test]

@@ -188,6 +188,8 @@ kinds! {
     Rng: virtio_rng::Rng,
     /// Sockets between guest and host.
     Vsock: virtio_vsock::Vsock,
+    /// A device whose backend is another program.
+    VhostUser: virtio_vhost_user::VhostUser,
 }
 
 impl Model {

@@ -19,9 +19,10 @@ fn rig(character: Character) -> (Puppet, Guest) {
 }
 
 #[test]
-fn the_guest_reads_what_the_backend_says_but_for_the_number_of_queues() {
+fn the_guest_reads_what_the_backend_says_but_for_queues_and_what_fits_them() {
     let (puppet, guest) = rig(Character { config: (0..60).collect(), ..Character::default() });
     let mut expected: Vec<u8> = (0..60).collect();
+    expected[12..16].copy_from_slice(&[254, 0, 0, 0]);
     expected[34..36].copy_from_slice(&[1, 0]);
     assert_eq!(guest.config_bytes(0, 60), expected);
     assert_eq!(guest.config_bytes(60, 4), [0; 4]);

@@ -73,6 +73,30 @@ fn entries_of_a_kind_are_found_in_their_order_and_disks_of_the_toolstack_do_not_
 }
 
 #[test]
+fn a_device_with_its_backend_elsewhere_counts_among_those_of_its_type_whoever_serves_them() {
+    let text = "
+        [[net]]
+        [[vhost-user]]
+        device = \"net\"
+        socket = \"/run/net.sock\"
+        [[vhost-user]]
+        device = 26
+        socket = \"/run/fs.sock\"
+        [[net]]
+    ";
+    let config = parse(text).unwrap();
+    let at = |device_id, index| {
+        let entry = config.nth(device_id, index)?;
+        Some((entry.origin.line, crate::choice::Choice::of_entry(entry, index).called))
+    };
+
+    assert_eq!(at(1, 0), Some((2, "net0".into())));
+    assert_eq!(at(1, 1), Some((3, "net1".into())));
+    assert_eq!(at(1, 2), Some((9, "net2".into())));
+    assert_eq!((at(26, 0), at(26, 1)), (Some((6, "fs0".into())), None));
+}
+
+#[test]
 fn an_entry_can_be_written_inline() {
     let config = parse("rng = [{}]\ndisk = [{ vdev = \"xvda\" },\n { vdev = \"xvdb\", queues = 2 }]").unwrap();
     assert_eq!(config.entries().len(), 3);
@@ -126,6 +150,15 @@ fn h10_mistakes_are_refused_with_file_and_line() {
         ("\n[[rng]]\n\nrate = { per_second = 5 }", 4, "missing field `burst`"),
         ("\n[[rng]]\nrate = { per_second = 5, burst = 0 }", 2, "burst"),
         ("[[vsock]]\ncid = 3\n[[vsock]]\ncid = 2", 3, "cid"),
+        ("\n[[vhost-user]]\nsocket = \"/a\"", 2, "has no type"),
+        ("[[vhost-user]]\nsocket = \"/a\"\ndevice = \"fss\"", 3, "none of net, block"),
+        ("[[rng]]\n[[vhost-user]]\ndevice = 4", 2, "socket = "),
+        ("[[vhost-user]]\ndevice = 4\nsocket = \"/a\"\n[[vhost-user]]\ndevice = 4\nsocket = \"/a\"", 4, "line 1"),
+        (
+            "[[vhost-user]]\ndevice = 4\nsocket = \"/a\"\nfound = { features = 0, queues = 1, config = [] }",
+            1,
+            "found is not a key",
+        ),
     ];
     for (text, line, what) in rows {
         let error = refusal(text);
@@ -206,7 +239,7 @@ fn the_example_shows_every_kind_and_is_valid() {
     let config = GuestConfig::read(&example).unwrap();
 
     assert!(config.disk("xvda").is_some());
-    for (kind, id) in Model::kinds_with_id() {
-        assert!(config.nth(id, 0).is_some(), "no [[{kind}]]");
+    for (kind, _) in Model::KINDS {
+        assert!(config.entries().iter().any(|entry| entry.model.kind() == *kind), "no [[{kind}]]");
     }
 }
