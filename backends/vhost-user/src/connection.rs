@@ -204,6 +204,15 @@ impl Talk<'_> {
         Ok(())
     }
 
+    /// Waits until the backend has heard all that was said. There are backends that lose a kick which comes before they
+    /// have heard of its ring's being enabled.
+    pub(crate) fn conclude(&mut self) -> Result<(), ConnectionError> {
+        if !self.connection.protocol.contains(Protocol::REPLY_ACK) {
+            self.ask(FrontendReq::GET_FEATURES)?;
+        }
+        Ok(())
+    }
+
     /// Takes a ring out of service. Returns which entry of its available ring the backend would have taken next.
     pub(crate) fn stop_ring(&mut self, queue: u16) -> Result<u16, ConnectionError> {
         let question = [queue.into(), 0u32].map(u32::to_ne_bytes).concat();

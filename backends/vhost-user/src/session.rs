@@ -67,7 +67,9 @@ impl Session {
             }
             let places = self.layout.ring(index);
             let kick = Bell::new().map_err(ConnectionError::Host)?;
-            self.connection.talk().start_ring(index, self.queue_size, places, &kick, call)?;
+            let mut talk = self.connection.talk();
+            talk.start_ring(index, self.queue_size, places, &kick, call)?;
+            talk.conclude()?;
             let RingFeatures { event_idx, indirect } = self.features;
             let ring = ShadowRing::new(places, self.queue_size, event_idx);
             let counters = Arc::clone(&self.counters);

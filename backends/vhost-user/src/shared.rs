@@ -19,7 +19,7 @@ pub(crate) struct Shared {
     pub(crate) found: Found,
     pub(crate) layout: Layout,
     pub(crate) config: ConfigSpace,
-    /// Rung when the driver has written to configuration space.
+    /// Rung when there is something for the worker to do of which no kick and no call tells.
     pub(crate) bell: Bell,
     pub(crate) counters: Arc<Counters>,
     signals: OnceLock<Arc<dyn Signals>>,

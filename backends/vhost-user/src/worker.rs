@@ -55,7 +55,8 @@ enum Link {
 enum Source {
     /// The backend is done with something in this queue.
     Call(usize),
-    /// The driver has written to configuration space, or there was more to hear than fits a pass.
+    /// The driver has written to configuration space, queues were taken from the backend that it may have again, or
+    /// there was more to hear than fits a pass.
     Bell,
     /// It is time to look for a backend.
     Timer,
@@ -129,6 +130,7 @@ impl FrontendWorker {
                 }
                 Source::Bell => {
                     self.shared.bell.silence();
+                    self.set_to_work(rings)?;
                     self.tell_config()?;
                     self.hear()?;
                 }
@@ -370,6 +372,8 @@ impl Worker for FrontendWorker {
                 ring.push(request, 0)?;
             }
         }
+        // It may be that a single queue ends, and the others go on without a kick.
+        self.shared.bell.ring();
         Ok(())
     }
 }

@@ -20,3 +20,4 @@ mod resets;
 mod restarts;
 mod room;
 mod storage_daemon;
+mod virtiofsd;

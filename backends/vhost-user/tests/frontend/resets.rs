@@ -1,7 +1,7 @@
 //! The driver resets the device, whatever its backend does.
 
 use testkit::device::eventually;
-use testkit::driver::{Descriptor, Registers};
+use testkit::driver::{Descriptor, Register, Registers};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::harness::{BUFFERS, Guest, UNTOUCHED, config};
@@ -45,6 +45,13 @@ fn a_backend_that_knows_no_reset_has_its_queues_stopped_and_set_up_anew() {
     assert_alive(&puppet, &guest);
     assert!(puppet.heard(request::RESET_DEVICE).is_empty());
     assert_eq!((puppet.heard(request::GET_VRING_BASE).len(), puppet.connections()), (1, 1));
+}
+
+#[test]
+fn a_backend_that_does_not_acknowledge_is_kicked_when_it_has_heard_everything() {
+    let (puppet, guest) = rig(Character { protocol: 0, ..Character::default() });
+    assert_alive(&puppet, &guest);
+    assert_eq!(puppet.requests().last(), Some(&request::GET_FEATURES), "which has an answer");
 }
 
 #[test]
@@ -160,4 +167,37 @@ fn a_reset_while_the_backend_is_away_gives_everything_back() {
     guest.bring_up();
     puppet.listen();
     assert_alive(&puppet, &guest);
+}
+
+#[test]
+fn a_queue_that_is_reset_by_itself_leaves_the_others_at_work() {
+    let puppet = Puppet::new(Character::default());
+    let mut net = config(1, &puppet.socket());
+    net.memory = Some(6 << 20);
+    let guest = Guest::new(net, 64);
+    let buffer = Descriptor::writable(BUFFERS, 0x1_0000);
+    for head in 0..64 {
+        guest.offer(0, head, &[buffer]);
+        guest.offer(1, head, &[Descriptor::readable(BUFFERS, 0x1_0000)]);
+    }
+    eventually("both queues are full", || guest.counter("waits_for_memory") >= 2);
+
+    guest.registers.write(Register::QueueSel, 0);
+    guest.registers.write(Register::QueueReset, 1);
+    eventually("it is reset", || guest.registers.read(Register::QueueReset) == 0);
+
+    let given_back = guest.queues[1].used_idx();
+    assert!((1..64).contains(&given_back), "what the backend had, and not what is in the ring: {given_back}");
+    // Without a kick.
+    for done in given_back..64 {
+        let taken = puppet.take(1);
+        puppet.done(1, taken.head.into(), 0);
+        guest.wait_used(1, done + 1);
+    }
+    guest.queues[0].clear();
+    guest.registers.set_up_queue(0, &guest.queues[0]);
+    guest.offer(0, 0, &[buffer]);
+    puppet.answer(0, &puppet.take(0), b"a packet");
+    assert_eq!(guest.wait_used(0, 1).len, 8);
+    assert_eq!(puppet.connections(), 1);
 }
