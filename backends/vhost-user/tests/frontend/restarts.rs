@@ -40,14 +40,14 @@ fn what_was_not_done_is_done_by_the_next_in_its_order_and_what_was_done_is_not_d
         let (puppet, guest) = rig(character);
         offer(&guest, 0..8);
         let taken: Vec<_> = (0..8).map(|_| puppet.take(0)).collect();
-        // Out of order, so that slots and memory of the first come between those of others.
         for index in [5, 2] {
             puppet.answer(0, &taken[index], &(index as u16).to_le_bytes());
         }
-        puppet.hang_up();
-        eventually("there is another connection", || puppet.connections() == 2);
-
+        guest.wait_used(0, 2);
+        // They come where those two were, between the others.
         offer(&guest, 8..10);
+        eventually("the backend has them", || puppet.available(0) == 2);
+        puppet.hang_up();
 
         let again: Vec<_> = (0..8).map(|_| take_number(&puppet)).collect();
         assert_eq!(again, [0, 1, 3, 4, 6, 7, 8, 9]);
