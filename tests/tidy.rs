@@ -106,7 +106,7 @@ fn devices_and_transports_are_built_without_the_hypervisor() {
 #[test]
 fn devices_do_not_know_their_transport() {
     let all = dependencies();
-    let backends = ["virtio-disk", "virtio-net", "virtio-console", "virtio-rng", "virtio-vsock"];
+    let backends = ["virtio-disk", "virtio-net", "virtio-console", "virtio-rng", "virtio-vsock", "virtio-vhost-user"];
     for name in ["virtio-backend", "guest-memory"].iter().chain(&backends) {
         let reached = closure(name, &all);
         for transport in ["virtio-mmio", "io-bus"] {

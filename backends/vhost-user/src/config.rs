@@ -8,8 +8,8 @@ use crate::DeviceType;
 use crate::device_type::FS_TAG_SIZE;
 use crate::layout::Layout;
 
-/// What the operator writes of a device whose backend is another program: its type and where it listens. The rest may be
-/// left out.
+/// What the operator writes of a device whose backend is another program: its type and where it listens. The rest may
+/// be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -153,7 +153,8 @@ pub enum ConfigError {
     },
     /// `socket` is left out, or no absolute path of a file.
     #[error(
-        "socket = {socket:?} is not the absolute path of a socket, of at most {LONGEST_PATH} bytes: write the one that the backend listens at, such as socket = \"/run/fs.sock\""
+        "socket = {socket:?} is not the absolute path of a socket, of at most {LONGEST_PATH} bytes: write the one that \
+         the backend listens at, such as socket = \"/run/fs.sock\""
     )]
     Socket {
         /// What was written.
@@ -230,7 +231,8 @@ mod tests {
     #[test]
     fn what_is_written_goes_before_what_is_usual() {
         let plan = parse(
-            "device = 'block'\nsocket = '/run/x.sock'\nqueues = 4\nqueue_size = 256\nconfig_size = 96\nmemory = 33554432",
+            "device = 'block'\nsocket = '/run/x.sock'\nqueues = 4\nqueue_size = 256\nconfig_size = 96\n\
+             memory = 33554432",
         )
         .unwrap();
         assert_eq!((plan.usual_queues, plan.queue_size, plan.config_size), (4, 256, 96));

@@ -15,7 +15,8 @@ use crate::layout::RingPlaces;
 use crate::memory::{BASE, Bounce, address};
 use crate::wire::{ConnectionError, Deadline, Wire};
 
-/// How long a conversation may take, whatever is said in it. The guest's reset waits for it, if for anything.
+/// How long a backend may take for all that is said with it in a pass, whatever that is. The guest's reset waits for
+/// it, if for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -45,24 +46,27 @@ pub(crate) struct Connection {
     /// What was agreed on.
     protocol: Protocol,
     channel: Option<Channel>,
+    /// When the backend has to have said all that it is asked.
+    deadline: Deadline,
 }
 
 impl Connection {
     /// Begins on a connection of which nobody has said anything yet.
     pub(crate) fn claim(wire: Wire) -> Result<Self, ConnectionError> {
-        wire.send(FrontendReq::SET_OWNER, &[], &[], false, Deadline::after(PATIENCE))?;
-        Self::introduce(wire)
+        let deadline = Deadline::after(PATIENCE);
+        wire.send(FrontendReq::SET_OWNER, &[], &[], false, deadline)?;
+        Self::introduce(wire, deadline)
     }
 
     /// Goes on with a connection that another process has [claimed](Self::claim).
     pub(crate) fn adopt(socket: OwnedFd) -> Result<Self, ConnectionError> {
-        Self::introduce(Wire::over(socket)?)
+        Self::introduce(Wire::over(socket)?, Deadline::after(PATIENCE))
     }
 
     /// No features are set in here: there are backends that end themselves at a set without VERSION_1, which only who
     /// has seen the offer can put together.
-    fn introduce(wire: Wire) -> Result<Self, ConnectionError> {
-        let mut connection = Self { wire, features: 0, protocol: Protocol::empty(), channel: None };
+    fn introduce(wire: Wire, deadline: Deadline) -> Result<Self, ConnectionError> {
+        let mut connection = Self { wire, features: 0, protocol: Protocol::empty(), channel: None, deadline };
         let mut talk = connection.talk();
         let features = talk.ask(FrontendReq::GET_FEATURES)?;
         let mut protocol = Protocol::empty();
@@ -74,9 +78,14 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Begins a conversation; all of it has to be over in time.
+    /// Gives the backend time for what comes now. A new connection has been given some.
+    pub(crate) fn give_time(&mut self) {
+        self.deadline = Deadline::after(PATIENCE);
+    }
+
+    /// Says something, for which there is the time that was [given](Self::give_time).
     pub(crate) fn talk(&mut self) -> Talk<'_> {
-        Talk { connection: self, deadline: Deadline::after(PATIENCE) }
+        Talk { connection: self }
     }
 
     /// The device's features that the backend offers, and VERSION_1.
@@ -121,7 +130,6 @@ impl AsFd for Connection {
 /// A conversation.
 pub(crate) struct Talk<'a> {
     connection: &'a mut Connection,
-    deadline: Deadline,
 }
 
 impl Talk<'_> {
@@ -141,7 +149,7 @@ impl Talk<'_> {
         let mut message = head.clone();
         message.resize(head.len() + usize::from(size), 0);
         self.send(FrontendReq::GET_CONFIG, &message, &[], false)?;
-        self.connection.wire.receive(FrontendReq::GET_CONFIG, &mut message, self.deadline)?;
+        self.connection.wire.receive(FrontendReq::GET_CONFIG, &mut message, self.connection.deadline)?;
         Ok(Some(message.split_off(head.len())))
     }
 
@@ -218,7 +226,7 @@ impl Talk<'_> {
         let question = [queue.into(), 0u32].map(u32::to_ne_bytes).concat();
         self.send(FrontendReq::GET_VRING_BASE, &question, &[], false)?;
         let mut answer = [0; 8];
-        self.connection.wire.receive(FrontendReq::GET_VRING_BASE, &mut answer, self.deadline)?;
+        self.connection.wire.receive(FrontendReq::GET_VRING_BASE, &mut answer, self.connection.deadline)?;
         let [a, b, c, d, base @ ..] = answer;
         let base = u16::try_from(u32::from_ne_bytes(base)).ok();
         let base = base.filter(|_| u32::from_ne_bytes([a, b, c, d]) == u32::from(queue));
@@ -236,7 +244,7 @@ impl Talk<'_> {
     fn ask(&mut self, request: FrontendReq) -> Result<u64, ConnectionError> {
         self.send(request, &[], &[], false)?;
         let mut answer = [0; 8];
-        self.connection.wire.receive(request, &mut answer, self.deadline)?;
+        self.connection.wire.receive(request, &mut answer, self.connection.deadline)?;
         Ok(u64::from_ne_bytes(answer))
     }
 
@@ -251,7 +259,7 @@ impl Talk<'_> {
         self.send(request, body, descriptors, acknowledges)?;
         if acknowledges {
             let mut outcome = [0; 8];
-            self.connection.wire.receive(request, &mut outcome, self.deadline)?;
+            self.connection.wire.receive(request, &mut outcome, self.connection.deadline)?;
             if u64::from_ne_bytes(outcome) != 0 {
                 return Err(ConnectionError::Refused(request));
             }
@@ -266,6 +274,6 @@ impl Talk<'_> {
         descriptors: &[BorrowedFd<'_>],
         acknowledges: bool,
     ) -> Result<(), ConnectionError> {
-        self.connection.wire.send(request, body, descriptors, acknowledges, self.deadline)
+        self.connection.wire.send(request, body, descriptors, acknowledges, self.connection.deadline)
     }
 }

@@ -22,8 +22,8 @@ pub enum VhostUserError {
     },
     /// Somebody is there and is no backend, or is busy with another.
     #[error(
-        "Whoever listens at {socket:?} does not answer as a backend does: see that it is a vhost-user backend, and that \
-         nobody else uses it"
+        "Whoever listens at {socket:?} does not answer as a backend does: see that it is a vhost-user backend, and \
+         that nobody else uses it"
     )]
     NoBackend {
         /// Where.

@@ -1,5 +1,6 @@
-//! How the memory that is shared with a backend is divided: a shadow ring for each queue, then room for the data of each.
-//! Each queue has its own room, so that none starves another: what a network card receives into is in flight for ever.
+//! How the memory that is shared with a backend is divided: a shadow ring for each queue, then room for the data of
+//! each. Each queue has its own room, so that none starves another: what a network card receives into is in flight for
+//! ever.
 
 use std::ops::Range;
 

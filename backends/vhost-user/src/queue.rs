@@ -21,8 +21,8 @@ use crate::trouble::Trouble;
 use crate::wire::ConnectionError;
 
 /// So many of the last writable bytes go in with a request and come out with it, whatever the backend says it wrote.
-/// There the status of a request stands that has failed and of which nothing else was written: a backend that shares the
-/// guest's memory can forget to count it, and many do.
+/// There the status of a request stands that has failed and of which nothing else was written: a backend that shares
+/// the guest's memory can forget to count it, and many do.
 const TAIL: usize = 8;
 
 /// A queue in service at the backend.
@@ -270,8 +270,8 @@ fn lengths(request: &Request) -> impl Iterator<Item = u32> + Clone {
     request.readable_lengths().iter().chain(request.writable_lengths()).copied()
 }
 
-/// Where buffers of these lengths go, from the start of their pages, behind a table of `table` bytes; and how many pages
-/// that takes. Small ones go together, and each large one starts a page, as backends want it that do direct I/O.
+/// Where buffers of these lengths go, from the start of their pages, behind a table of `table` bytes; and how many
+/// pages that takes. Small ones go together, and each large one starts a page, as backends want it that do direct I/O.
 fn arrange(lengths: impl Iterator<Item = u32> + Clone, table: usize) -> (Places, u32) {
     let lengths = lengths.map(|len| len as usize);
     let padded = |len: usize| len.next_multiple_of(ALIGNMENT);

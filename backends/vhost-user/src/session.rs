@@ -105,6 +105,7 @@ impl Session {
 
     /// Has the backend stop all queues.
     pub(crate) fn stop(&mut self) -> Result<Bases, ConnectionError> {
+        self.connection.give_time();
         let mut talk = self.connection.talk();
         let queues = self.queues.iter().zip(0..);
         queues.map(|(queue, index)| queue.as_ref().map(|_| talk.stop_ring(index)).transpose()).collect()

@@ -1,7 +1,7 @@
 //! Messages on the socket, each sent and received within a deadline.
 //!
-//! The front-end of the `vhost` crate waits for answers as long as it takes: it tries again when a timeout of the socket
-//! has run out. So of that crate come the names and numbers of the protocol, and from here how messages travel.
+//! The front-end of the `vhost` crate waits for answers as long as it takes: it tries again when a timeout of the
+//! socket has run out. So of that crate come the names and numbers of the protocol, and from here how messages travel.
 
 use std::io;
 use std::mem::MaybeUninit;

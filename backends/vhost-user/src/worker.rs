@@ -99,6 +99,7 @@ impl FrontendWorker {
                 Ok(connection)
             }
             Kept::Used(mut connection) => {
+                connection.give_time();
                 connection.look()?;
                 connection.talk().reset()?;
                 Ok(connection)
@@ -117,6 +118,9 @@ impl FrontendWorker {
     }
 
     fn attend(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Trouble> {
+        if let Some(connection) = self.connection() {
+            connection.give_time();
+        }
         match wake {
             Wake::Queue(queue) => {
                 self.set_to_work(rings)?;
@@ -319,7 +323,8 @@ impl FrontendWorker {
     fn note_absence(&self, error: &ConnectionError) {
         if let Some(attempts) = count_failure(&self.shared.counters.failed_reconnects) {
             let socket = self.shared.plan.socket.display();
-            tracing::warn!(name: "vhost_user.absent", %socket, %error, attempts, "The device's backend is not back yet");
+            tracing::warn!(name: "vhost_user.absent", %socket, %error, attempts,
+                "The device's backend is not back yet");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Devices whose backend is another program: one of QEMU's, and one that does as a test says. The guest's driver is
-//! written by hand or by others. One file a subject; what begins with g09 or g10 is a row of the table of hostile inputs.
+//! written by hand or by others. One file a subject; what begins with g09 or g10 is a row of the table of hostile
+//! inputs.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
