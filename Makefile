@@ -6,11 +6,11 @@ CARGO ?= cargo
 # The kinds of device; under the name virtio-KIND the program serves that kind only.
 KINDS := disk net console rng vsock
 EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
-# `make lab CASE="rw ext4"` runs these cases only.
+# `make lab CASE="rw ext4"` runs these cases only, and so does `make vmm`.
 CASE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test check demo lab bench-lab install clean
+.PHONY: help deps build test check demo lab vmm bench-lab install clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,9 +18,10 @@ help: ## List these targets
 demo: deps ## Show a Xen guest using a disk, on an emulated Arm machine
 	@tests/lab/demo
 
-test: deps ## Run all tests, the lab's cases on real Xen included
+test: deps ## Run all tests, the lab's cases on real Xen and under other monitors included
 	$(CARGO) test --workspace --quiet
 	@tests/lab/run
+	@tests/lab/vmm/run
 
 check: deps ## What must hold before a commit: format, lints, documentation
 	$(CARGO) fmt --all --check
@@ -31,6 +32,9 @@ check: deps ## What must hold before a commit: format, lints, documentation
 
 lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
 	@tests/lab/run $(CASE)
+
+vmm: deps ## Run only the cases of our vhost-user daemons under QEMU and others, without Xen
+	@tests/lab/vmm/run $(CASE)
 
 bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures
 	@tests/lab/bench

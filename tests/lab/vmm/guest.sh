@@ -1,11 +1,6 @@
 # What the guests of the cases without Xen run when they are told to.
 # shellcheck shell=sh
 
-guest_obey_with_login() {
-    echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
-    guest_obey
-}
-
 # has_written DISK SECTORS: whether so much has been written to the disk since it is there.
 has_written() {
     # shellcheck disable=SC2046 # fields are words
