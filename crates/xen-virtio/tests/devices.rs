@@ -4,11 +4,14 @@
 
 mod rig;
 
+use std::fs::File;
+use std::os::unix::net::UnixListener;
 use std::thread;
 
 use rig::{Rig, TestSpawner, TestWorker, XVDA, XVDB, disk_id, virtio_id, virtio_node, wait_until, workers};
 use tokio::sync::{mpsc, oneshot};
-use virtio_backend::Operation;
+use vhost_user::Server;
+use virtio_backend::{Kind, Operation};
 use xen_virtio::broker::prepare::Directories;
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
 use xen_virtio::model::{Model, Place};
@@ -70,6 +73,29 @@ fn a_devices_options_are_those_of_the_entry_of_its_kind_and_order() {
     assert_eq!(names, ["disk0", "rng0", "disk1"]);
     let Model::Disk(disk) = &attached[2].model else { panic!("a disk") };
     assert_eq!(disk.image, second);
+}
+
+#[test]
+fn a_device_of_another_program_comes_with_its_connection_and_with_what_that_program_says() {
+    let (rig, workers) = Rig::start();
+    let socket = rig.directory.path().join("backend.sock");
+    let image = File::options().read(true).write(true).open(rig.image("disk.img", 4096)).unwrap();
+    let backend = virtio_disk::Disk::make(&virtio_disk::Config::default(), vec![image.into()]);
+    let server = Server::new("backend", backend.unwrap(), UnixListener::bind(&socket).unwrap()).unwrap();
+    thread::spawn(|| server.serve());
+    let file = format!("[[vhost-user]]\ndevice = \"block\"\nsocket = {socket:?}\n");
+    std::fs::write(rig.directory.path().join("guest-5.toml"), file).unwrap();
+    rig.create_virtio(5, 0, DISK);
+
+    let worker = workers.next();
+    worker.told_to_reserve(0);
+    let (device, descriptors) = worker.told_to_attach();
+
+    assert_eq!((device.name.as_str(), device.model.kind(), device.model.device_id()), ("block0", "vhost-user", 2));
+    let made = device.model.make(descriptors).unwrap();
+    let mut capacity = [0; 8];
+    made.read_config(0, &mut capacity);
+    assert_eq!((made.identity().device_id, u64::from_le_bytes(capacity)), (2, 8));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod configuration;
 mod data;
 mod hostile;
 mod opening;
+mod ours;
 mod resets;
 mod restarts;
 mod room;
