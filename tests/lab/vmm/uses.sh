@@ -1,8 +1,8 @@
 # What cases do with a guest's devices, whichever way the guest has come by them. The guest is 192.168.77.2
-# on the bridge `lab`; the sockets of its vsock begin with /run/vsock. Sourced after lib.sh.
+# on the bridge `lab`; the sockets of its vsock begin with $vsock. Sourced after lib.sh.
 # shellcheck shell=bash
 
-vsock=/run/test-vsock
+vsock=/run/guest-vsock
 
 use_disk() {
     in_guest '/usr/sbin/mke2fs -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/'

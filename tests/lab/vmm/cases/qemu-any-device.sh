@@ -8,7 +8,7 @@ run_on_host() {
     iperf3 -s >/run/test-iperf3 2>&1 &
     serve disk disk image="$(new_disk "$case" 128)" queues=2 serial=vhost-user
     serve net net tap=vmm0 bridge=lab queues=2 mac=00:16:3e:77:00:02 mtu=1400
-    serve console console path=/run/test-terminal 'port=[{name="data", sink="socket", path="/run/test-data"}]'
+    serve console console path=/run/terminal 'port=[{name="data", sink="socket", path="/run/data"}]'
     serve rng rng
     serve vsock vsock socket="$vsock" cid=7
 
@@ -51,7 +51,7 @@ log_in() {
     in_guest 'setsid getty -L 115200 hvc0 vt100 >/dev/null 2>&1 &'
     mkfifo /run/test-keys
     exec {keys}<>/run/test-keys
-    socat - /run/test-terminal,raw,echo=0 </run/test-keys >/run/test-seen 2>&1 &
+    socat - /run/terminal,raw,echo=0 </run/test-keys >/run/test-seen 2>&1 &
     wait_until 60 sees 'login:' || fail "no login on the console: $(cat /run/test-seen)"
     echo root >&"$keys"
     wait_until 60 sees '# ' || fail "no shell on the console: $(cat /run/test-seen)"
@@ -66,7 +66,7 @@ sees() { grep -aq "$1" /run/test-seen; }
 use_data_port() {
     in_guest 'receive_on_port data 1048576 &'
     : >/run/test-answer
-    send_on_port | socat - UNIX-CONNECT:/run/test-data >/run/test-answer
+    send_on_port | socat - UNIX-CONNECT:/run/data >/run/test-answer
     [[ $(cat /run/test-answer) == "$(sha256sum /run/test-noise | cut -d ' ' -f 1)" ]] ||
         fail "the port brought something else: $(head -c 100 /run/test-answer)"
 }
