@@ -23,7 +23,7 @@ use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
 use xen_virtio::channel::{Channel, ChannelError};
 use xen_virtio::model::{Class, Device, DeviceId, Place};
-use xen_virtio::protocol::{Answer, Order, VERSION};
+use xen_virtio::protocol::{Answer, Order, Report, VERSION};
 use xen_virtio::toolstack::Toolstack;
 use xenstore::{Address, Options, Store};
 
@@ -341,9 +341,13 @@ impl TestWorker {
     /// Expects to be told to serve a device.
     #[track_caller]
     pub fn told_to_attach(&self) -> (Device, Vec<OwnedFd>) {
-        match self.order() {
-            (Order::Attach { device }, descriptors) => (*device, descriptors),
-            (other, _) => panic!("told {other:?}"),
+        loop {
+            match self.order() {
+                (Order::Attach { device }, descriptors) => return (*device, descriptors),
+                // It may have taken the broker long enough to ask, meanwhile, how the guest is.
+                (Order::Report, _) => self.say(&Answer::Report(Report { alive: true, ..Report::default() })),
+                (other, _) => panic!("told {other:?}"),
+            }
         }
     }
 
