@@ -202,7 +202,7 @@ fn echo(ring: &mut Ring, request: Request) -> Result<(), Fault> {
 }
 
 /// Waits for what other threads do. Panics if they never do.
-pub fn eventually(what: &str, happened: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !happened() {
         assert!(Instant::now() < deadline, "it never happens that {what}");

@@ -1,18 +1,27 @@
 //! Real devices, driven by the drivers of `virtio_drivers`.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use testkit::device::eventually;
 use testkit::driver::GuestHal;
 use testkit::memory::FakeForeignMemory;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use virtio_backend::{Kind, Owner};
+use virtio_console::{Console, Port, Sink};
 use virtio_disk::{Config, Disk, EngineKind, Image};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::console::{Size, VirtIOConsole};
 use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::device::socket::{VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEventType};
 use virtio_drivers::transport::DeviceType;
 use virtio_rng::Rng;
+use virtio_vsock::Vsock;
 
 use crate::service::Service;
 use crate::transport::SocketTransport;
@@ -32,6 +41,14 @@ fn disk(engine: EngineKind) -> (Service, File) {
     let image = Image::from_file(file.try_clone().unwrap(), "test").unwrap();
     let disk = Disk::new(&Config { engine, ..Config::default() }, image).unwrap();
     (Service::start(Arc::new(disk)), file)
+}
+
+/// Serves a device as its program would, with its sockets in `directory`.
+fn open<K: Kind>(mut config: K::Config, directory: &Path) -> Service {
+    let directory = directory.to_owned();
+    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory };
+    let descriptors = K::open(&mut config, &owner).unwrap();
+    Service::start(K::make(&config, descriptors).unwrap())
 }
 
 fn probe(service: &Service, memory: &FakeForeignMemory) -> VirtIOBlk<GuestHal, SocketTransport> {
@@ -107,4 +124,59 @@ fn random_numbers_arrive() {
     let mut numbers = [0; 64];
     assert_eq!(driver.request_entropy(&mut numbers).unwrap(), 64);
     assert_ne!(numbers, [0; 64]);
+}
+
+#[test]
+fn a_console_knows_its_size_prints_and_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("console");
+    let port = Port { sink: Sink::Socket, path: Some(path.clone()), ..Port::default() };
+    let service = open::<Console>(virtio_console::Config { cols: 132, rows: 43, ports: vec![port] }, directory.path());
+    let transport = SocketTransport::new(&service, DeviceType::Console, boot());
+    let mut driver = VirtIOConsole::<GuestHal, _>::new(transport).unwrap();
+    let mut host = UnixStream::connect(path).unwrap();
+
+    assert_eq!(driver.size().unwrap(), Some(Size { columns: 132, rows: 43 }));
+    driver.send_bytes(b"login: ").unwrap();
+    let mut printed = [0; 7];
+    host.read_exact(&mut printed).unwrap();
+    assert_eq!(&printed, b"login: ");
+    host.write_all(b"root").unwrap();
+    for typed in *b"root" {
+        eventually("what was typed arrives", || driver.recv(false).unwrap().is_some());
+        assert_eq!(driver.recv(true).unwrap(), Some(typed));
+    }
+}
+
+#[test]
+fn a_connection_between_guest_and_host_carries_data_both_ways() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vsock");
+    let service = open::<Vsock>(virtio_vsock::Config { cid: 7, socket: Some(socket.clone()) }, directory.path());
+    let transport = SocketTransport::new(&service, DeviceType::Socket, boot());
+    let mut driver = VsockConnectionManager::<GuestHal, _, 4096>::new(VirtIOSocket::new(transport).unwrap());
+    let listener = UnixListener::bind(format!("{}_4321", socket.display())).unwrap();
+    let address = VsockAddr { cid: 2, port: 4321 };
+    let event = |driver: &mut VsockConnectionManager<_, _, 4096>| {
+        let mut event = None;
+        eventually("something happens to the connection", || {
+            event = driver.poll().unwrap().filter(|event| event.event_type != VsockEventType::CreditUpdate);
+            event.is_some()
+        });
+        event.unwrap().event_type
+    };
+
+    assert_eq!(driver.guest_cid(), 7);
+    driver.connect(address, 77).unwrap();
+    assert_eq!(event(&mut driver), VsockEventType::Connected);
+    let mut host = listener.accept().unwrap().0;
+    driver.send(address, 77, b"from the guest").unwrap();
+    let mut came = [0; 14];
+    host.read_exact(&mut came).unwrap();
+    assert_eq!(&came, b"from the guest");
+    host.write_all(b"from the host").unwrap();
+    assert_eq!(event(&mut driver), VsockEventType::Received { length: 13 });
+    let mut came = [0; 13];
+    driver.recv(address, 77, &mut came).unwrap();
+    assert_eq!(&came, b"from the host");
 }
