@@ -25,6 +25,8 @@ fn whatever_goes_wrong_is_reported_and_mended_by_stopping_the_ring() {
         let (mut vmm, queue) = Vmm::running(&service);
         vmm.offer(0, &queue);
         wait_broken(&vmm, 0);
+        // The report comes first: what the worker waits for when it is dropped may take long.
+        eventually("the worker is gone", || device.workers.load(SeqCst) == 0);
         becomes(&device, Behaviour::Echo);
         vmm.kicks[0].write(1).unwrap();
         vmm.enable(0, true);
