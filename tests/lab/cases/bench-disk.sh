@@ -12,37 +12,63 @@ END
 }
 
 dom0() {
-    guest disk fio "$(new_disk bench 64)"
-    noise /run/disks/bench 64
-    with_fio disk
-    create disk
+    noise "$(new_disk bench 64)" 64
+    guest disk fio /run/disks/bench
+    measure_guest disk
+}
+
+# measure_guest NAME [SUFFIX PROCESS]: measures all workloads in this guest. The names of the figures
+# end with the suffix; the process is a backend beside the worker.
+measure_guest() {
+    measured=$1 suffix=$2 backend_process=$3
+    with_fio "$measured"
+    create "$measured"
+    expect "$measured" ready 300
     worker=$(worker_pids)
     for name in $(workloads | cut -d ' ' -f 1); do
         measure "$name"
     done
-    tell disk end
-    finish disk
+    memory | sed "s/^/@@ figures memory$suffix /"
+    tell "$measured" end
+    finish "$measured"
 }
 
 # measure NAME: prints what the worker and Xen did in this workload, for each guest I/O: first
 # undisturbed, then once more under strace, which would falsify the processor's time.
 measure() {
-    expect disk "ready $1 undisturbed" 300
-    snapshot >/run/before
-    tell disk go
-    expect disk "done $1 undisturbed" 300
-    snapshot >/run/after
-    said disk "result $1 undisturbed" >/run/undisturbed
+    expect "$measured" "ready $1 undisturbed" 300
+    { snapshot && backend_snapshot; } >/run/before
+    tell "$measured" go
+    expect "$measured" "done $1 undisturbed" 300
+    { snapshot && backend_snapshot; } >/run/after
+    said "$measured" "result $1 undisturbed" >/run/undisturbed
 
-    expect disk "ready $1 traced" 300
-    start_trace "$1"
-    tell disk go
-    expect disk "done $1 traced" 600
+    expect "$measured" "ready $1 traced" 300
+    start_trace "$1$suffix"
+    tell "$measured" go
+    expect "$measured" "done $1 traced" 600
     stop_trace
 
-    figure "$1" iops "$(cut -d ' ' -f 2 /run/undisturbed)"
-    figures "$1" "$(cut -d ' ' -f 1 /run/undisturbed)"
-    figure "$1" syscalls "$(traced_calls "$1" "$(said disk "result $1 traced" | cut -d ' ' -f 1)")"
+    figure "$1$suffix" iops "$(cut -d ' ' -f 2 /run/undisturbed)"
+    figures "$1$suffix" "$(cut -d ' ' -f 1 /run/undisturbed)"
+    figure "$1$suffix" syscalls "$(traced_calls "$1$suffix" "$(said "$measured" "result $1 traced" | cut -d ' ' -f 1)")"
+}
+
+backend_snapshot() {
+    if [ -n "$backend_process" ]; then
+        echo "backend_cpu_us $(cpu_us "$backend_process")"
+        echo "backend_switches $(switches "$backend_process")"
+    fi
+}
+
+# The worker's own memory in KiB, and what it shares with a backend: how much that is, and how much
+# of it has been touched.
+memory() {
+    awk '/^[0-9a-f]+-[0-9a-f]+ / { shared = /memfd:/ }
+        $1 == "Anonymous:" { own += $2 }
+        $1 == "Size:" && shared { size += $2 }
+        $1 == "Rss:" && shared { touched += $2 }
+        END { print "own_kib", own + 0; print "shared_kib", size + 0; print "touched_kib", touched + 0 }' "/proc/$worker/smaps"
 }
 
 guest_fio() {
