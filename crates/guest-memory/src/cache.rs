@@ -13,10 +13,11 @@ use std::sync::{
 };
 
 use crate::{
-    AccessError, Budget, CHUNK_SIZE, PageSource, Route, Stats,
+    AccessError, Budget, CHUNK_SIZE, PageSource, Route, Sources, Stats,
     address::CHUNK_FRAMES,
     budget::{Account, Reservation},
     chunk::Chunk,
+    grants::Grants,
     stats::{Counter, Counters},
     table::{Evicted, Table},
 };
@@ -26,14 +27,15 @@ const FIRST_GENERATION: u64 = 1;
 
 /// The map cache of one guest. A guest that reboots is a new domain: make a new cache.
 pub struct MapCache {
-    source: Box<dyn PageSource>,
+    frames: Option<Box<dyn PageSource>>,
+    grants: Option<Arc<Grants>>,
     kept: usize,
     account: Arc<Account>,
     signals: Signals,
     /// Ticks with each look-up that reaches the table: the time of "least recently used".
     clock: AtomicU64,
     table: Mutex<Table>,
-    counters: Counters,
+    counters: Arc<Counters>,
 }
 
 /// What every look-up of every lane reads and few ever write. Alone in its cache lines (two, as processors fetch them
@@ -47,17 +49,30 @@ struct Signals {
 }
 
 impl MapCache {
-    /// An empty cache over the guest's page source.
-    pub fn new(source: impl PageSource, budget: Budget) -> Arc<Self> {
+    /// An empty cache over the ways to the guest's pages.
+    pub fn new(sources: impl Into<Sources>, budget: Budget) -> Arc<Self> {
+        let Sources { frames, grants } = sources.into();
+        let counters = Arc::<Counters>::default();
         Arc::new(Self {
-            source: Box::new(source),
+            frames,
+            grants: grants.map(|source| Arc::new(Grants::new(source, Arc::clone(&counters)))),
             kept: budget.kept_chunks(),
             account: Account::new(budget),
             signals: Signals { generation: AtomicU64::new(FIRST_GENERATION), pressure: AtomicU64::new(0) },
             clock: AtomicU64::new(0),
             table: Mutex::default(),
-            counters: Counters::default(),
+            counters,
         })
+    }
+
+    /// Whether addresses that name granted pages are served.
+    pub fn reaches_grants(&self) -> bool {
+        self.grants.is_some()
+    }
+
+    /// Whether addresses that name the guest's frames are served.
+    pub fn reaches_frames(&self) -> bool {
+        self.frames.is_some()
     }
 
     /// Declares all mappings stale: no look-up that starts from here on uses them.
@@ -118,6 +133,7 @@ impl MapCache {
             Route::Frame { chunk, offset } => (chunk, offset),
             Route::Grant { reference, .. } => return Err(AccessError::NoGrantSource { reference }),
         };
+        let Some(source) = &self.frames else { return Err(AccessError::GrantsOnly { address }) };
         let now = self.clock.fetch_add(1, Relaxed) + 1;
         let generation = self.generation();
         let found = self.table().find(number, offset, generation);
@@ -126,16 +142,25 @@ impl MapCache {
                 self.counters.add(Counter::Refills, 1);
                 chunk
             }
-            None => self.map(number, offset, generation).inspect_err(|error| self.note(error))?,
+            None => self.map(source.as_ref(), number, offset, generation).inspect_err(|error| self.note(error))?,
         };
         chunk.touch(now);
         Ok(chunk)
     }
 
-    fn map(&self, number: u64, offset: u64, generation: u64) -> Result<Arc<Chunk>, AccessError> {
+    fn map(
+        &self,
+        source: &dyn PageSource,
+        number: u64,
+        offset: u64,
+        generation: u64,
+    ) -> Result<Arc<Chunk>, AccessError> {
         self.counters.add(Counter::Misses, 1);
-        let reservation = self.make_room()?;
-        let chunk = Chunk::map(self.source.as_ref(), number, generation, reservation, &self.counters)?;
+        if self.table().len() >= self.kept {
+            self.evict();
+        }
+        let reservation = self.make_room(CHUNK_FRAMES)?;
+        let chunk = Chunk::map(source, number, generation, reservation, &self.counters)?;
         if !chunk.covers(offset) {
             return Err(AccessError::Hole { address: number * CHUNK_SIZE + offset });
         }
@@ -144,13 +169,16 @@ impl MapCache {
         Ok(chunk)
     }
 
-    /// Room in the budget for a chunk, made by evicting if need be.
-    fn make_room(&self) -> Result<Reservation, AccessError> {
-        if self.table().len() >= self.kept {
-            self.evict();
-        }
+    /// The ways to granted pages, and room in the budget for `pages` of them.
+    pub(crate) fn grants(&self, pages: u64) -> Result<(&Arc<Grants>, Reservation), AccessError> {
+        let grants = self.grants.as_ref().ok_or(AccessError::NoGrantSource { reference: 0 })?;
+        Ok((grants, self.make_room(pages).inspect_err(|error| self.note(error))?))
+    }
+
+    /// Room in the budget, made by evicting if need be.
+    fn make_room(&self, pages: u64) -> Result<Reservation, AccessError> {
         loop {
-            if let Some(reservation) = self.account.reserve(CHUNK_FRAMES) {
+            if let Some(reservation) = self.account.reserve(pages) {
                 return Ok(reservation);
             }
             if !self.evict() {

@@ -29,12 +29,28 @@ pub enum AccessError {
         /// What the budget allows.
         limit: u64,
     },
-    /// The address names a grant, and this device was given no way to map grants.
+    /// The address names a grant, and this device was given no way to reach grants.
     #[error(
-        "The guest passed grant {reference}, but this device has no grant source; start the guest without grant_usage"
+        "The guest passed grant {reference}, but this device does not use grants; give it grant_usage=1 in the guest's \
+         configuration"
     )]
     NoGrantSource {
         /// The grant reference.
+        reference: u64,
+    },
+    /// The address names a frame, and this device may use grants only.
+    #[error(
+        "The guest passed the address {address:#x}, which is no grant, but this device uses grants only (grant_usage=1): \
+         the guest's kernel must have CONFIG_XEN_VIRTIO"
+    )]
+    GrantsOnly {
+        /// The first byte that is in no granted page.
+        address: u64,
+    },
+    /// The guest's fault: it has not granted the page to us, not for what it is wanted for, or not any more.
+    #[error("The guest passed grant {reference}, but has not granted this page to us, or not for this access")]
+    Refused {
+        /// The grant reference, or the first of several of which one is at fault.
         reference: u64,
     },
     /// Nobody's fault: all that may be mapped is in use by requests in flight, or the host has no room.
@@ -51,10 +67,13 @@ pub enum AccessError {
 impl From<AccessError> for GuestMemoryError {
     fn from(error: AccessError) -> Self {
         match error {
-            AccessError::Hole { address } => Self::InvalidGuestAddress(GuestAddress(address)),
+            AccessError::Hole { address } | AccessError::GrantsOnly { address } => {
+                Self::InvalidGuestAddress(GuestAddress(address))
+            }
             AccessError::Overflow { .. } => Self::GuestAddressOverflow,
             AccessError::TooLarge { .. } => Self::IOError(io::Error::new(io::ErrorKind::InvalidInput, error)),
             AccessError::NoGrantSource { .. } => Self::IOError(io::Error::new(io::ErrorKind::Unsupported, error)),
+            AccessError::Refused { .. } => Self::IOError(io::Error::new(io::ErrorKind::PermissionDenied, error)),
             AccessError::Busy => Self::IOError(io::Error::new(io::ErrorKind::WouldBlock, error)),
             AccessError::Host(ref source) => Self::IOError(io::Error::new(source.kind(), error)),
         }

@@ -1,8 +1,34 @@
-//! Where guest pages come from: the two traits that the program implements for its hypervisor.
+//! Where guest pages come from: the traits that the program implements for its hypervisor.
 
 use std::io;
 
 use vm_memory::VolatileSlice;
+
+/// All the ways to a guest's pages that a device has. Which of them an address takes is said by the address itself; see
+/// [`Route`](crate::Route).
+pub struct Sources {
+    pub(crate) frames: Option<Box<dyn PageSource>>,
+    pub(crate) grants: Option<Box<dyn GrantSource>>,
+}
+
+impl Sources {
+    /// Grants alone: an address that is none is the guest's fault, and no frame of the guest is ever mapped.
+    pub fn grants(source: impl GrantSource) -> Self {
+        Self { frames: None, grants: Some(Box::new(source)) }
+    }
+
+    /// These and grants.
+    #[must_use]
+    pub fn with_grants(self, source: impl GrantSource) -> Self {
+        Self { grants: Some(Box::new(source)), ..self }
+    }
+}
+
+impl<S: PageSource> From<S> for Sources {
+    fn from(frames: S) -> Self {
+        Self { frames: Some(Box::new(frames)), grants: None }
+    }
+}
 
 /// Maps guest frames. Called by any lane that misses, by several at a time, without a lock held.
 pub trait PageSource: Send + Sync + 'static {
@@ -24,7 +50,65 @@ pub trait PageSource: Send + Sync + 'static {
     }
 }
 
-/// Host memory that shows guest frames. Dropping it unmaps; no lock is held then.
+/// Reaches pages that the guest has granted to this domain (Xen, public/grant_table.h). Called by any lane, by several at
+/// a time, without a lock held.
+///
+/// A reference is the guest's word: it may name a page granted to someone else, for reading only, or not any more.
+pub trait GrantSource: Send + Sync + 'static {
+    /// Maps granted pages, one behind the other in the order of `references` (1 to 65,536 of them), until the mapping is
+    /// dropped. The guest cannot take a page back while it is mapped.
+    ///
+    /// # Errors
+    /// Nothing is mapped if one of them cannot be.
+    fn map(&self, references: &[u32], access: Access) -> Result<Box<dyn Mapping>, GrantError>;
+
+    /// Copies between granted pages and our memory, all pieces in one call of the hypervisor.
+    ///
+    /// # Errors
+    /// Any number of the pieces may have been copied if one of them cannot be.
+    fn copy(&self, pieces: &[GrantCopy<'_>]) -> Result<(), GrantError>;
+}
+
+/// What a device does with guest memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// It reads. A driver may have granted the page for no more than that.
+    Read,
+    /// It reads and writes.
+    Write,
+}
+
+/// A piece of a granted page to be copied.
+#[derive(Debug)]
+pub struct GrantCopy<'a> {
+    /// The page.
+    pub reference: u32,
+    /// Where in the page; the piece ends in the same page.
+    pub offset: u16,
+    /// Our end, and with it the length.
+    pub ours: VolatileSlice<'a>,
+    /// Who is written to: with [`Access::Read`] we, with [`Access::Write`] the guest.
+    pub access: Access,
+}
+
+/// Why granted pages could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// The guest's fault: it has not granted this page to us, not for this access, or not any more.
+    #[error("Grant {reference} is not to be had")]
+    Refused {
+        /// The reference, or the first of several of which one is at fault.
+        reference: u32,
+    },
+    /// The host has no room for it now; later it may.
+    #[error("The host has no resources left to reach granted pages")]
+    Busy,
+    /// The call itself failed.
+    #[error("Reaching granted pages failed")]
+    Host(#[source] io::Error),
+}
+
+/// Host memory that shows guest frames or granted pages. Dropping it unmaps; no lock is held then.
 pub trait Mapping: Send + Sync + 'static {
     /// All of it, the same at each call: a whole number of pages, page aligned.
     fn memory(&self) -> VolatileSlice<'_>;

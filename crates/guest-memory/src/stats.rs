@@ -25,6 +25,18 @@ pub struct Stats {
     pub invalidations: u64,
     /// Lookups refused because the budget was in use.
     pub busy: u64,
+    /// Calls that mapped grants.
+    pub grant_maps: u64,
+    /// Granted pages mapped by them.
+    pub grants_mapped: u64,
+    /// Mappings of grants that were taken away again.
+    pub grant_unmaps: u64,
+    /// Calls that copied from or to granted pages.
+    pub grant_copies: u64,
+    /// Bytes copied by them, both ways.
+    pub grant_bytes_copied: u64,
+    /// Grants that the guest named and that were not to be had.
+    pub grants_refused: u64,
     /// Bytes mapped now, whoever holds them.
     pub bytes_mapped: u64,
     /// Those of them that views and requests hold: no eviction frees them.
@@ -42,10 +54,16 @@ pub(crate) enum Counter {
     Holes,
     Evictions,
     Busy,
+    GrantMaps,
+    GrantsMapped,
+    GrantUnmaps,
+    GrantCopies,
+    GrantBytesCopied,
+    GrantsRefused,
 }
 
 #[derive(Default)]
-pub(crate) struct Counters([AtomicU64; Counter::Busy as usize + 1]);
+pub(crate) struct Counters([AtomicU64; Counter::GrantsRefused as usize + 1]);
 
 impl Counters {
     #[expect(clippy::indexing_slicing, reason = "the array has a place for each counter")]
@@ -69,6 +87,12 @@ impl Counters {
             holes: count(Counter::Holes),
             evictions: count(Counter::Evictions),
             busy: count(Counter::Busy),
+            grant_maps: count(Counter::GrantMaps),
+            grants_mapped: count(Counter::GrantsMapped),
+            grant_unmaps: count(Counter::GrantUnmaps),
+            grant_copies: count(Counter::GrantCopies),
+            grant_bytes_copied: count(Counter::GrantBytesCopied),
+            grants_refused: count(Counter::GrantsRefused),
             ..Stats::default()
         }
     }
