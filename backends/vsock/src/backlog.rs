@@ -63,7 +63,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    use guest_memory::{Budget, MapCache, View};
+    use guest_memory::{Access, Budget, MapCache, View};
     use proptest::prelude::*;
     use testkit::memory::FakeForeignMemory;
     use vm_memory::GuestAddress;
@@ -80,8 +80,8 @@ mod tests {
         memory.write(BASE, &bytes);
         let view = View::new(MapCache::new(memory, Budget::default()));
         let mut buffers = Buffers::new();
-        view.pin(GuestAddress(BASE + 100), LEN - 100, &mut buffers).unwrap();
-        view.pin(GuestAddress(BASE), 100, &mut buffers).unwrap();
+        view.pin(&[(GuestAddress(BASE + 100), LEN - 100)], Access::Write, &mut buffers).unwrap();
+        view.pin(&[(GuestAddress(BASE), 100)], Access::Write, &mut buffers).unwrap();
         ([&bytes[100..], &bytes[..100]].concat(), buffers)
     }
 

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
-use crate::{chunk::Chunk, look_aside::Pinned};
+use crate::{Access, chunk::Chunk, copied::Copies, grants::GrantedPages, look_aside::Pinned, scratch::Scratch};
 
 /// A list of buffers in the form that `preadv` and io_uring take. Valid for as long as the [`Buffers`] it came from.
 pub type IoVecs = SmallVec<[libc::iovec; 4]>;
@@ -20,15 +20,29 @@ pub type IoVecs = SmallVec<[libc::iovec; 4]>;
 /// change the bytes at any time; copy out what is to be checked before it is used, once.
 ///
 /// Offsets count through all buffers as if they were one.
+///
+/// Pieces of granted pages that are small stand in memory of ours: what the driver wrote there has been copied from the
+/// guest before the request was handed out, and what the device writes is copied to the guest when the request is pushed.
 #[derive(Default)]
 pub struct Buffers {
-    /// Invariant: each lies in a chunk of `pins`.
+    /// Invariant: each lies in what one of `pins` keeps.
     iovecs: SmallVec<[libc::iovec; 4]>,
-    pins: SmallVec<[Arc<Chunk>; 2]>,
+    pins: SmallVec<[Pin; 2]>,
     len: usize,
+    /// Invariant: their memory is kept by `pins`.
+    copies: Copies,
+    /// Some of it is mapped for reading only.
+    read_only: bool,
 }
 
-// SAFETY: the iovecs point into the chunks of `pins`, which go along and may be used from any thread.
+/// What keeps memory where it is.
+enum Pin {
+    Chunk(Arc<Chunk>),
+    Granted(#[expect(dead_code, reason = "unmaps when dropped")] GrantedPages),
+    Scratch(#[expect(dead_code, reason = "frees when dropped")] Scratch),
+}
+
+// SAFETY: iovecs and copies point into what `pins` keeps, which goes along and may be used from any thread.
 unsafe impl Send for Buffers {}
 // SAFETY: shared, it allows volatile copies only, which race with the guest's own accesses anyway.
 unsafe impl Sync for Buffers {}
@@ -46,6 +60,7 @@ pub(crate) struct Mark {
     last: usize,
     pins: usize,
     len: usize,
+    copies: usize,
 }
 
 impl Buffers {
@@ -68,7 +83,8 @@ impl Buffers {
     pub fn clear(&mut self) {
         self.iovecs.clear();
         self.pins.clear();
-        self.len = 0;
+        self.copies.clear();
+        (self.len, self.read_only) = (0, false);
     }
 
     /// Copies from the guest into `to`. Returns how many bytes there were from `at` on, at most `to.len()`.
@@ -83,35 +99,47 @@ impl Buffers {
         done
     }
 
-    /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`.
+    /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`; none in
+    /// the device-readable part of a request, which may be mapped for reading only.
     pub fn write(&self, at: usize, from: &[u8]) -> usize {
         let mut rest = from;
-        for memory in self.slices(at, from.len()) {
+        for memory in self.slices(at, self.room(from.len())) {
             let (part, tail) = rest.split_at(memory.len());
             memory.copy_from(part);
             rest = tail;
         }
-        from.len() - rest.len()
+        let done = from.len() - rest.len();
+        self.copies.touch(at, done);
+        done
     }
 
     /// As [`read`](Self::read), into memory that others may change at any time.
     pub fn read_volatile(&self, at: usize, to: VolatileSlice<'_>) -> usize {
-        self.with_volatile(at, to, |guest, other| guest.copy_to_volatile_slice(other))
+        self.with_volatile(at, to, to.len(), |guest, other| guest.copy_to_volatile_slice(other))
     }
 
     /// As [`write`](Self::write), from memory that others may change at any time.
     pub fn write_volatile(&self, at: usize, from: VolatileSlice<'_>) -> usize {
-        self.with_volatile(at, from, |guest, other| other.copy_to_volatile_slice(guest))
+        let done =
+            self.with_volatile(at, from, self.room(from.len()), |guest, other| other.copy_to_volatile_slice(guest));
+        self.copies.touch(at, done);
+        done
+    }
+
+    /// How many of `len` bytes may be written.
+    fn room(&self, len: usize) -> usize {
+        if self.read_only { 0 } else { len }
     }
 
     fn with_volatile(
         &self,
         at: usize,
         other: VolatileSlice<'_>,
+        len: usize,
         copy: impl Fn(VolatileSlice<'_>, VolatileSlice<'_>),
     ) -> usize {
         let mut done = 0;
-        for guest in self.slices(at, other.len()) {
+        for guest in self.slices(at, len) {
             let Ok(part) = other.subslice(done, guest.len()) else { break };
             copy(guest, part);
             done += guest.len();
@@ -152,15 +180,18 @@ impl Buffers {
 
     /// Whether the kernel can pin all of it, as O_DIRECT and registered buffers need. Else such calls fail with EFAULT.
     pub fn direct_io_capable(&self) -> bool {
-        self.pins.iter().all(|chunk| chunk.direct_io_capable())
+        self.pins.iter().all(|pin| match pin {
+            Pin::Chunk(chunk) => chunk.direct_io_capable(),
+            Pin::Granted(_) | Pin::Scratch(_) => true,
+        })
     }
 
     /// Adds memory at the end. What continues the last buffer becomes part of it.
     pub(crate) fn push(&mut self, pinned: &Pinned<'_>) {
         let (base, len) = (pinned.memory().ptr_guard_mut().as_ptr(), pinned.memory().len());
-        let same_chunk = self.pins.last().is_some_and(|last| Arc::ptr_eq(last, pinned.chunk()));
+        let same_chunk = matches!(self.pins.last(), Some(Pin::Chunk(last)) if Arc::ptr_eq(last, pinned.chunk()));
         if !same_chunk {
-            self.pins.push(pinned.chunk().clone());
+            self.pins.push(Pin::Chunk(pinned.chunk().clone()));
         }
         match self.iovecs.last_mut() {
             Some(last) if same_chunk && last.iov_base.addr() + last.iov_len == base.addr() => last.iov_len += len,
@@ -169,9 +200,43 @@ impl Buffers {
         self.len += len;
     }
 
+    /// Adds a part of scratch memory, which [`keep_scratch`](Self::keep_scratch) keeps from then on, for what is at
+    /// `address`.
+    pub(crate) fn push_copied(&mut self, address: u64, part: VolatileSlice<'_>) {
+        self.copies.push(address, self.len, part);
+        self.push_iovec(part);
+    }
+
+    /// Keeps the pages of what was pushed, and of nothing else, mapped.
+    pub(crate) fn keep_granted(&mut self, pages: GrantedPages, access: Access) {
+        self.pins.push(Pin::Granted(pages));
+        self.read_only |= access == Access::Read;
+    }
+
+    pub(crate) fn keep_scratch(&mut self, scratch: Scratch) {
+        self.pins.push(Pin::Scratch(scratch));
+    }
+
+    /// Adds memory at the end, of what is kept from then on.
+    pub(crate) fn push_iovec(&mut self, part: VolatileSlice<'_>) {
+        self.iovecs.push(libc::iovec { iov_base: part.ptr_guard_mut().as_ptr().cast(), iov_len: part.len() });
+        self.len += part.len();
+    }
+
+    /// What of it has to be copied from and to granted pages.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Whether some of what was written has yet to be copied to the guest, by [`View::store`](crate::View::store).
+    pub fn is_to_be_stored(&self) -> bool {
+        self.copies.len() > 0
+    }
+
     pub(crate) fn mark(&self) -> Mark {
         let last = self.iovecs.last().map_or(0, |last| last.iov_len);
-        Mark { iovecs: self.iovecs.len(), last, pins: self.pins.len(), len: self.len }
+        let copies = self.copies.len();
+        Mark { iovecs: self.iovecs.len(), last, pins: self.pins.len(), len: self.len, copies }
     }
 
     /// Undoes what was pushed since `mark`.
@@ -181,6 +246,7 @@ impl Buffers {
             last.iov_len = mark.last;
         }
         self.pins.truncate(mark.pins);
+        self.copies.truncate(mark.copies);
         self.len = mark.len;
     }
 

@@ -2,7 +2,7 @@
 //! next time, as a driver grants anew for each request, and is told that its device is broken if it finds a page in use
 //! that it wants back.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use vm_memory::VolatileSlice;
 
@@ -42,6 +42,10 @@ impl Grants {
         let mapping = self.source.map(references, access).map_err(|error| self.explain(error))?;
         self.counters.add(Counter::GrantMaps, 1);
         self.counters.add(Counter::GrantsMapped, references.len() as u64);
+        if mapping.memory().len() != references.len() * PAGE_LEN {
+            let error = io::Error::other("The grant source did not map what it was asked to");
+            return Err(AccessError::Host(Arc::new(error)));
+        }
         Ok(GrantedPages { mapping, grants: Arc::clone(self), _reservation: reservation })
     }
 
@@ -120,6 +124,7 @@ pub(crate) fn cut<'a>(
     for reference in references {
         let len = (PAGE_LEN - offset).min(ours.len() - done);
         let Ok(part) = ours.subslice(done, len) else { break };
+        #[expect(clippy::cast_possible_truncation, reason = "below the size of a page")]
         pieces.push(GrantCopy { reference, offset: offset as u16, ours: part, access });
         done += len;
         offset = 0;

@@ -12,9 +12,13 @@ use vm_memory::{
 };
 
 use crate::{
-    AccessError, Buffers, CHUNK_SIZE, MapCache,
+    Access, AccessError, Buffers, CHUNK_SIZE, GrantCopy, MapCache, PAGE_SIZE, Route,
+    granted::Granted,
+    grants::{GrantedPages, is_grant},
+    layout::{Layout, Place},
     look_aside::{LookAside, PLACES},
     no_backend::NoBackend,
+    scratch::Scratch,
 };
 
 /// A view hands its hits to the cache's statistics when it has this many, and when it is flushed.
@@ -27,6 +31,7 @@ const HITS_AT_ONCE: u64 = 256;
 pub struct View {
     cache: Arc<MapCache>,
     look_aside: LookAside,
+    granted: Granted,
     /// Hits not yet handed to the cache: counting them where all lanes count would cost more than the look-up.
     hits: Cell<u64>,
     /// Bytes that one buffer may have.
@@ -44,9 +49,10 @@ impl View {
     /// A view that has looked at nothing yet.
     pub fn new(cache: Arc<MapCache>) -> Self {
         let (generation, pressure) = (cache.generation(), cache.pressure());
-        let (look_aside, hits, failure) = (LookAside::new(), Cell::new(0), RefCell::new(None));
+        let (look_aside, granted, hits, failure) =
+            (LookAside::new(), Granted::default(), Cell::new(0), RefCell::new(None));
         let largest_buffer = cache.largest_buffer();
-        Self { cache, look_aside, hits, largest_buffer, failure, generation, pressure }
+        Self { cache, look_aside, granted, hits, largest_buffer, failure, generation, pressure }
     }
 
     /// The cache behind it.
@@ -85,12 +91,107 @@ impl View {
         self.failure.take()
     }
 
-    /// Appends the `len` bytes at `address` to `buffers`, all or nothing.
+    /// Keeps the `len` bytes at `address` mapped as long as the view lives, if they are granted: rings, which a driver
+    /// grants once. What is not kept and not [copied](Self::copy_tables) cannot be read by its address then.
+    ///
+    /// # Errors
+    /// They cannot be reached. Whether there are frames at all where they are to be is left to the first access.
+    pub fn keep(&mut self, address: GuestAddress, len: usize) -> Result<(), AccessError> {
+        if is_grant(address.0) && self.cache.reaches_grants() {
+            self.check_bounds(address.0, len)?;
+            return self.granted.keep(&self.cache, address.0, len);
+        }
+        if self.cache.reaches_frames() { Ok(()) } else { Err(AccessError::GrantsOnly { address: address.0 }) }
+    }
+
+    /// Copies granted areas in one call, so that they can be read by their addresses until the next call of this. Those
+    /// of frames are left out; they can be read anyway.
+    ///
+    /// Bound their lengths before.
+    pub fn copy_tables(&mut self, areas: &[(GuestAddress, usize)]) -> Result<(), AccessError> {
+        areas.iter().try_for_each(|&(GuestAddress(address), len)| self.check_bounds(address, len))?;
+        self.granted.copy(&self.cache, areas)
+    }
+
+    /// Appends the memory at these guest addresses, with these lengths, to `buffers`, all or nothing. What of it is
+    /// granted has yet to be [fetched](Self::fetch).
     ///
     /// Bound the length of a request before: this maps whatever the budget allows.
-    pub fn pin(&self, address: GuestAddress, len: usize, buffers: &mut Buffers) -> Result<(), AccessError> {
+    pub fn pin(
+        &self,
+        pieces: &[(GuestAddress, usize)],
+        access: Access,
+        buffers: &mut Buffers,
+    ) -> Result<(), AccessError> {
         let mark = buffers.mark();
-        self.pin_each(address.0, len, buffers).inspect_err(|_| buffers.revert(mark))
+        let pinned = if self.cache.reaches_grants() {
+            self.pin_any(pieces, access, buffers)
+        } else {
+            pieces.iter().try_for_each(|&(GuestAddress(address), len)| self.pin_each(address, len, buffers))
+        };
+        pinned.inspect_err(|_| buffers.revert(mark))
+    }
+
+    /// Copies from the guest what of these requests' memory is copied at all, in one call.
+    pub fn fetch<'a>(&self, requests: impl IntoIterator<Item = &'a Buffers>) -> Result<(), AccessError> {
+        let mut copies = Vec::new();
+        requests.into_iter().try_for_each(|buffers| buffers.copies().inward(&mut copies))?;
+        self.copy(&copies)
+    }
+
+    /// Copies to the guest what of these requests' memory [has to be](Buffers::is_to_be_stored), in one call: of each
+    /// the first bytes, as many as the number says, which system calls may have written, and what else was written.
+    pub fn store<'a>(&self, requests: impl IntoIterator<Item = (&'a Buffers, usize)>) -> Result<(), AccessError> {
+        let mut copies = Vec::new();
+        requests.into_iter().try_for_each(|(buffers, written)| buffers.copies().outward(written, &mut copies))?;
+        self.copy(&copies)
+    }
+
+    fn copy(&self, copies: &[GrantCopy<'_>]) -> Result<(), AccessError> {
+        if copies.is_empty() { Ok(()) } else { self.cache.grants(0)?.0.copy(copies) }
+    }
+
+    /// Pins pieces of which some are granted: those to be mapped in one call, those to be copied in one memory.
+    fn pin_any(
+        &self,
+        pieces: &[(GuestAddress, usize)],
+        access: Access,
+        buffers: &mut Buffers,
+    ) -> Result<(), AccessError> {
+        let Layout { places, references, copied } = Layout::of(pieces, self.largest_buffer)?;
+        let scratch = self.scratch(copied)?;
+        let pages = self.map(&references, access)?;
+        for (&(GuestAddress(address), len), place) in pieces.iter().zip(places) {
+            match place {
+                Place::Frames => self.pin_each(address, len, buffers)?,
+                Place::Copied(at) => {
+                    let memory = scratch.as_ref().and_then(|scratch| scratch.memory().subslice(at, len).ok());
+                    buffers.push_copied(address, memory.ok_or_else(|| refused(address))?);
+                }
+                Place::Mapped(at) => {
+                    let memory = pages.as_ref().and_then(|pages| pages.memory().subslice(at, len).ok());
+                    buffers.push_iovec(memory.ok_or_else(|| refused(address))?);
+                }
+            }
+        }
+        scratch.into_iter().for_each(|scratch| buffers.keep_scratch(scratch));
+        pages.into_iter().for_each(|pages| buffers.keep_granted(pages, access));
+        Ok(())
+    }
+
+    /// Memory for `len` bytes of granted pages; none for no byte.
+    fn scratch(&self, len: usize) -> Result<Option<Scratch>, AccessError> {
+        let pages = (len as u64).div_ceil(PAGE_SIZE);
+        (len > 0).then(|| Scratch::new(len, self.cache.grants(pages)?.1)).transpose()
+    }
+
+    /// These granted pages, mapped; none for no page.
+    fn map(&self, references: &[u32], access: Access) -> Result<Option<GrantedPages>, AccessError> {
+        let map = || {
+            let (grants, reservation) = self.cache.grants(references.len() as u64)?;
+            grants.map(references, access, reservation)
+        };
+        (!references.is_empty()).then(map).transpose()
     }
 
     fn pin_each(&self, address: u64, len: usize, buffers: &mut Buffers) -> Result<(), AccessError> {
@@ -114,6 +215,9 @@ impl View {
     /// The memory at `address`: `len` bytes, or as many as lie together.
     #[inline]
     fn slice(&self, address: u64, len: usize) -> Result<VolatileSlice<'_>, AccessError> {
+        if is_grant(address) && self.cache.reaches_grants() {
+            return self.granted.find(address, len).ok_or_else(|| refused(address));
+        }
         match self.look_aside.find(address, len, self.cache.generation()) {
             Some(memory) => Ok(self.hit(memory)),
             None => self.slice_slowly(address, len),
@@ -161,6 +265,14 @@ impl View {
     }
 }
 
+/// What is neither kept nor copied was not there when the driver offered it.
+fn refused(address: u64) -> AccessError {
+    match Route::of(address) {
+        Route::Grant { reference, .. } => AccessError::Refused { reference },
+        Route::Frame { .. } => AccessError::Hole { address },
+    }
+}
+
 impl GuestMemory for View {
     type PhysicalMemory = NoBackend;
     type Bitmap = ();
@@ -169,7 +281,7 @@ impl GuestMemory for View {
         self.get_slices(address, len, access).is_ok_and(|mut slices| slices.all(|slice| slice.is_ok()))
     }
 
-    /// Foreign pages are mapped readable and writable, so the kind of access makes no difference.
+    /// What is read and written by its address is mapped readable and writable, so the kind of access makes no difference.
     #[inline]
     fn get_slices<'a>(
         &'a self,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use fixture::{BANK, cached, chunk, contents, guest, pattern, pin, tight_guest};
-use guest_memory::{AccessError, Budget, CHUNK_SIZE, MapCache, MapError, Mapping, PAGE_SIZE, PageSource, View};
+use guest_memory::{Access, AccessError, Budget, CHUNK_SIZE, MapCache, MapError, Mapping, PAGE_SIZE, PageSource, View};
 use testkit::memory::FakeForeignMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -294,8 +294,8 @@ fn guests_do_not_share_budgets() {
 fn buffers_read_write_fill_and_clip_across_their_parts() {
     let (guest, _cache, view) = guest(MIB);
     let mut buffers = pin(&view, BANK, 10).unwrap();
-    view.pin(GuestAddress(chunk(3) - 5), 20, &mut buffers).unwrap();
-    view.pin(GuestAddress(BANK + 10), 6, &mut buffers).unwrap();
+    view.pin(&[(GuestAddress(chunk(3) - 5), 20)], Access::Write, &mut buffers).unwrap();
+    view.pin(&[(GuestAddress(BANK + 10), 6)], Access::Write, &mut buffers).unwrap();
     let bytes = pattern(36);
 
     assert_eq!(buffers.write(0, &bytes), 36);
@@ -325,9 +325,9 @@ fn buffers_read_write_fill_and_clip_across_their_parts() {
 fn neighbouring_buffers_of_a_chunk_become_one() {
     let (_guest, _cache, view) = guest(MIB);
     let mut buffers = pin(&view, BANK, 4096).unwrap();
-    view.pin(GuestAddress(BANK + 4096), 4096, &mut buffers).unwrap();
+    view.pin(&[(GuestAddress(BANK + 4096), 4096)], Access::Write, &mut buffers).unwrap();
     assert_eq!(buffers.iovecs().len(), 1);
-    let error = view.pin(GuestAddress(BANK + 8192), 2 << 20, &mut buffers);
+    let error = view.pin(&[(GuestAddress(BANK + 8192), 2 << 20)], Access::Write, &mut buffers);
     assert!(error.is_err());
     assert_eq!((buffers.iovecs()[0].iov_len, buffers.len()), (8192, 8192), "merging is undone too");
 }

@@ -12,8 +12,8 @@ use std::sync::{
 
 use fixture::{BANK, cached, chunk, contents, guest, pattern, pin, tight_guest};
 use guest_memory::{
-    AccessError, AnonymousMapping, Budget, Buffers, CHUNK_SIZE, MapCache, MapError, Mapping, PAGE_SIZE, PageSource,
-    View,
+    Access, AccessError, AnonymousMapping, Budget, Buffers, CHUNK_SIZE, MapCache, MapError, Mapping, PAGE_SIZE,
+    PageSource, View,
 };
 use testkit::memory::{Counts, Failure, FakeForeignMemory};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
@@ -115,7 +115,7 @@ fn b03_a_buffer_across_chunks_and_banks_is_whole_and_one_that_ends_in_a_hole_is_
 
     let mut kept = pin(&view, BANK, 100).unwrap();
     let end = second + MIB;
-    let error = view.pin(GuestAddress(end - 4096 - 5), 8192, &mut kept).unwrap_err();
+    let error = view.pin(&[(GuestAddress(end - 4096 - 5), 8192)], Access::Write, &mut kept).unwrap_err();
     assert!(matches!(error, AccessError::Hole { address } if address == end));
     assert_eq!((kept.len(), kept.iovecs().len(), kept.iovecs()[0].iov_len), (100, 1, 100), "all or nothing");
     assert!(view.write_slice(&[0; 8192], GuestAddress(end - 4096)).is_err());

@@ -7,7 +7,7 @@ mod fixture;
 use std::collections::BTreeSet;
 
 use fixture::{BANK, cached, contents};
-use guest_memory::{AccessError, Budget, Buffers, CHUNK_SIZE, PAGE_SIZE, View};
+use guest_memory::{Access, AccessError, Budget, Buffers, CHUNK_SIZE, PAGE_SIZE, View};
 use proptest::prelude::*;
 use testkit::memory::FakeForeignMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
@@ -128,7 +128,7 @@ proptest! {
                 }
                 Step::Write { at, len, byte } => {
                     let mut buffers = Buffers::new();
-                    let pinned = view.pin(GuestAddress(at), len, &mut buffers);
+                    let pinned = view.pin(&[(GuestAddress(at), len)], Access::Write, &mut buffers);
                     assert_eq!(pinned.is_err(), model.first_hole(at, len).is_some());
                     if pinned.is_ok() {
                         let middle = len / 3;

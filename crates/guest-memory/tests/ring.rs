@@ -4,7 +4,7 @@
 mod fixture;
 
 use fixture::{BANK, chunk, contents, guest, tight_guest};
-use guest_memory::{AccessError, Buffers, View};
+use guest_memory::{Access, AccessError, Buffers, View};
 use testkit::memory::FakeForeignMemory;
 use virtio_queue::{Queue, QueueT};
 
@@ -62,7 +62,7 @@ fn take(queue: &mut Queue, view: &View) -> Option<(u16, Buffers, Buffers)> {
     let (mut readable, mut writable) = (Buffers::new(), Buffers::new());
     for descriptor in chain {
         let side = if descriptor.is_write_only() { &mut writable } else { &mut readable };
-        view.pin(descriptor.addr(), descriptor.len().try_into().unwrap(), side).unwrap();
+        view.pin(&[(descriptor.addr(), descriptor.len().try_into().unwrap())], Access::Write, side).unwrap();
     }
     Some((head, readable, writable))
 }

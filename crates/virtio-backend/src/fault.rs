@@ -37,6 +37,9 @@ pub enum GuestFault {
     /// Part of the ring is no memory of the guest any more.
     #[error("The available ring cannot be read")]
     Unreadable(#[source] AccessError),
+    /// What of the ring or of its requests is granted cannot be reached, or not any more.
+    #[error("Granted memory cannot be reached")]
+    Unreachable(#[source] AccessError),
     /// A descriptor points at something that is no memory of the guest.
     #[error("Descriptor chain {head} describes unusable memory")]
     Memory {
@@ -62,4 +65,14 @@ pub enum GuestFault {
         /// What is wrong with it.
         what: &'static str,
     },
+}
+
+impl GuestFault {
+    /// Why memory could not be reached, if that was it.
+    pub(crate) fn cause(&self) -> Option<&AccessError> {
+        match self {
+            Self::Unreadable(source) | Self::Unreachable(source) | Self::Memory { source, .. } => Some(source),
+            Self::Setup(_) | Self::Ring(_) | Self::Chain { .. } | Self::Request { .. } => None,
+        }
+    }
 }

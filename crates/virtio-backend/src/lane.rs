@@ -164,6 +164,7 @@ impl Pass {
     fn announce(&mut self) -> Result<(), Fault> {
         let mut due = SmallVec::<[usize; 4]>::new();
         for (index, ring) in self.rings.iter_mut().enumerate() {
+            ring.publish()?;
             ring.end_pass()?;
             self.counters.requests.fetch_add(std::mem::take(&mut ring.popped), Relaxed);
             self.counters.completions.fetch_add(std::mem::take(&mut ring.pushed), Relaxed);
@@ -240,6 +241,7 @@ impl Listener<'_> {
         tracing::trace!(name: "lane.wake", ?wake);
         self.guard(|worker, pass| {
             worker.work(wake, &mut pass.rings)?;
+            pass.rings.iter_mut().try_for_each(Ring::publish)?;
             pass.counters.passes.fetch_add(1, Relaxed);
             Ok(())
         });

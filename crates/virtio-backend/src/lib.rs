@@ -14,11 +14,13 @@
 //! device until the next reset and nothing else.
 
 mod bell;
+mod chain;
 mod config;
 mod counters;
 mod device;
 mod fault;
 pub mod features;
+mod heads;
 mod kind;
 mod lane;
 mod mailbox;
@@ -27,6 +29,7 @@ mod rate_limit;
 mod request;
 mod ring;
 mod signals;
+mod tables;
 mod watcher;
 
 pub use bell::Bell;

@@ -3,15 +3,20 @@
 //! `virtio-queue` does the ring arithmetic; this module adds the checks that it leaves to its user,
 //! resolves chains into [`Request`]s, and keeps which heads are in flight. One thread owns a ring.
 
+use std::collections::VecDeque;
 use std::io;
+use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_memory::{AccessError, MapCache, View};
+use guest_memory::{AccessError, Buffers, MapCache, View};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
+use crate::chain::resolve;
+use crate::heads::HeadSet;
+use crate::tables::granted_tables_ahead;
 use crate::{Fault, GuestFault, Request};
 
 /// Where a queue lies and how it is worked, as the driver set it up.
@@ -44,12 +49,26 @@ pub struct RingPosition {
     pub next_used: u16,
 }
 
+/// How many chains are taken from a ring at once if parts of them may have to be copied: one call of the hypervisor
+/// then serves them all.
+const BATCH: u16 = 32;
+
+/// A request that was pushed, and that the driver is not to know of before its memory has been copied to it.
+struct Finished {
+    head: u16,
+    len: u32,
+    writable: Buffers,
+}
+
 /// One queue, with its own look at guest memory.
 pub struct Ring {
     queue: Queue,
     view: View,
     max_chain_bytes: u64,
+    /// Taken from the ring, and not asked for yet.
+    batch: VecDeque<Request>,
     in_flight: HeadSet,
+    finished: Vec<Finished>,
     starved: bool,
     more: bool,
     /// Kicks are asked for when the pass ends.
@@ -66,7 +85,10 @@ impl Ring {
     /// Its size or an alignment is not allowed, or part of it is not in guest memory.
     pub fn new(setup: &RingSetup, cache: &Arc<MapCache>) -> Result<Self, GuestFault> {
         let queue = checked_queue(setup)?;
-        let view = View::new(Arc::clone(cache));
+        let mut view = View::new(Arc::clone(cache));
+        for (start, len) in areas(setup) {
+            view.keep(GuestAddress(start), len).map_err(GuestFault::Unreachable)?;
+        }
         if !queue.is_valid(&view) || !areas_are_mapped(setup, &view) {
             return Err(GuestFault::Setup("a ring lies outside the guest's memory"));
         }
@@ -82,7 +104,9 @@ impl Ring {
 
     fn with_queue(queue: Queue, view: View, max_chain_bytes: u64) -> Self {
         Self {
+            batch: VecDeque::new(),
             in_flight: HeadSet::new(queue.size()),
+            finished: Vec::new(),
             starved: false,
             listens: false,
             // What came before the lane listened for kicks has no event of its own.
@@ -106,33 +130,75 @@ impl Ring {
         if !self.queue.ready() {
             return Ok(None);
         }
-        self.view.quiesce();
-        self.pop_chain().or_else(|fault| self.put_off_or_fail(fault))
+        let next = match self.batch.pop_front() {
+            Some(request) => Some(request),
+            None => {
+                self.view.quiesce();
+                match self.next_request() {
+                    Ok(next) => next,
+                    Err(fault) => return self.put_off_or_fail(fault),
+                }
+            }
+        };
+        next.map(|request| self.hand_out(request)).transpose()
+    }
+
+    fn hand_out(&mut self, request: Request) -> Result<Request, Fault> {
+        let head = request.head;
+        if !self.in_flight.insert(head) {
+            return Err(GuestFault::Chain { head, what: "is in flight already" }.into());
+        }
+        self.popped += 1;
+        tracing::trace!(name: "ring.pop", head);
+        Ok(request)
     }
 
     /// Tells apart what the driver did wrong from what only the mappings of the moment did not allow:
     /// `virtio-queue` ends a chain silently in both cases.
     fn put_off_or_fail(&mut self, fault: GuestFault) -> Result<Option<Request>, Fault> {
-        let cause = match (self.view.take_failure(), &fault) {
-            (Some(swallowed), _) => Some(swallowed),
-            (None, GuestFault::Memory { source, .. } | GuestFault::Unreadable(source)) => Some(source.clone()),
-            (None, _) => None,
-        };
-        match cause {
+        match self.view.take_failure().as_ref().or(fault.cause()) {
             Some(AccessError::Busy) => {
                 self.starved = true;
                 self.view.flush();
                 Ok(None)
             }
-            Some(AccessError::Host(error)) => {
-                let source = io::Error::new(error.kind(), error);
-                Err(Fault::Host { doing: "mapping guest memory", source })
-            }
+            Some(AccessError::Host(error)) => Err(host_fault(error)),
             _ => Err(fault.into()),
         }
     }
 
-    fn pop_chain(&mut self) -> Result<Option<Request>, GuestFault> {
+    fn next_request(&mut self) -> Result<Option<Request>, GuestFault> {
+        if self.view.cache().reaches_grants() { self.next_batch() } else { self.next_chain() }
+    }
+
+    /// Takes as many chains as there are, up to [`BATCH`], and keeps all but the first of them for later.
+    fn next_batch(&mut self) -> Result<Option<Request>, GuestFault> {
+        let start = self.queue.next_avail();
+        let tables = granted_tables_ahead(&self.queue, &self.view, BATCH);
+        // What cannot be read there is met again when its chain is walked.
+        drop(self.view.take_failure());
+        self.view.copy_tables(&tables).map_err(GuestFault::Unreachable)?;
+        while self.batch.len() < usize::from(BATCH) {
+            match self.next_chain() {
+                Ok(Some(request)) => self.batch.push_back(request),
+                Ok(None) => break,
+                Err(fault) if self.batch.is_empty() => return Err(fault),
+                // It is met again, after those before it.
+                Err(_) => {
+                    drop(self.view.take_failure());
+                    break;
+                }
+            }
+        }
+        if let Err(error) = self.view.fetch(self.batch.iter().map(|request| &request.readable)) {
+            self.batch.clear();
+            self.queue.set_next_avail(start);
+            return Err(GuestFault::Unreachable(error));
+        }
+        Ok(self.batch.pop_front())
+    }
+
+    fn next_chain(&mut self) -> Result<Option<Request>, GuestFault> {
         let position = self.queue.next_avail();
         // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
         // what a device says there fits its largest queue, and that is what holds.
@@ -141,13 +207,7 @@ impl Ring {
             return self.nothing_there();
         };
         let resolved = resolve(&mut chain, &self.view, limit, self.max_chain_bytes);
-        let request = resolved.inspect_err(|_| self.queue.set_next_avail(position))?;
-        if !self.in_flight.insert(request.head) {
-            return Err(GuestFault::Chain { head: request.head, what: "is in flight already" });
-        }
-        self.popped += 1;
-        tracing::trace!(name: "ring.pop", head = request.head);
-        Ok(Some(request))
+        resolved.map(Some).inspect_err(|_| self.queue.set_next_avail(position))
     }
 
     /// The iterator ends alike where there is nothing and where the ring cannot be read; of the latter
@@ -159,26 +219,67 @@ impl Ring {
     /// Puts back the request taken last, untouched, to be taken again later.
     pub fn unpop(&mut self, request: Request) {
         self.in_flight.remove(request.head);
-        self.queue.go_to_previous_position();
-        self.popped -= 1;
+        self.popped = self.popped.saturating_sub(1);
+        if self.view.cache().reaches_grants() {
+            self.batch.push_front(request);
+        } else {
+            self.queue.go_to_previous_position();
+        }
     }
 
     /// Gives a request back to the driver, with `written` bytes filled from the start of its
-    /// writable part. Its memory is let go before the driver can know.
+    /// writable part. Its memory is let go before the driver can know; if some of it has to be copied to the driver, that
+    /// is done together with what else is pushed in this pass.
     ///
     /// # Errors
     /// The used ring cannot be written; or the request is not one of this ring's, a bug.
     pub fn push(&mut self, request: Request, written: usize) -> Result<(), Fault> {
-        let head = request.head;
-        let len = u32::try_from(written.min(request.writable.len())).unwrap_or(u32::MAX);
-        drop(request);
+        let Request { head, writable, readable, .. } = request;
+        drop(readable);
+        let len = u32::try_from(written.min(writable.len())).unwrap_or(u32::MAX);
         if !self.in_flight.remove(head) {
             return Err(Fault::Bug(format!("chain {head} pushed though not in flight")));
         }
+        if writable.is_to_be_stored() {
+            self.finished.push(Finished { head, len, writable });
+            return Ok(());
+        }
+        drop(writable);
+        self.add_used(head, len)
+    }
+
+    fn add_used(&mut self, head: u16, len: u32) -> Result<(), Fault> {
         self.queue.add_used(&self.view, head, len).map_err(GuestFault::Ring)?;
         tracing::trace!(name: "ring.push", head, len);
         self.pushed += 1;
         self.unannounced = true;
+        Ok(())
+    }
+
+    /// Copies to the driver what has to be, in one call, and lets it know of the requests.
+    ///
+    /// # Errors
+    /// The driver took the memory back, or the host failed.
+    pub(crate) fn publish(&mut self) -> Result<(), Fault> {
+        if self.finished.is_empty() {
+            return Ok(());
+        }
+        match self.view.store(self.finished.iter().map(|Finished { len, writable, .. }| (writable, *len as usize))) {
+            Ok(()) => {}
+            Err(AccessError::Busy) => {
+                self.starved = true;
+                return Ok(());
+            }
+            Err(AccessError::Host(error)) => return Err(host_fault(&error)),
+            Err(error) => return Err(GuestFault::Unreachable(error).into()),
+        }
+        let mut finished = take(&mut self.finished);
+        for Finished { head, len, writable } in finished.drain(..) {
+            drop(writable);
+            self.add_used(head, len)?;
+        }
+        // For the next pass to need no memory.
+        self.finished = finished;
         Ok(())
     }
 
@@ -222,7 +323,7 @@ impl Ring {
     /// The ring cannot be read or written.
     pub(crate) fn end_pass(&mut self) -> Result<(), Fault> {
         // With more to do soon there is no need to be told.
-        if std::mem::take(&mut self.listens) && !self.starved && !self.more {
+        if take(&mut self.listens) && !self.starved && !self.more {
             self.more = self.queue.enable_notification(&self.view).map_err(GuestFault::Ring)?;
         }
         Ok(())
@@ -240,7 +341,9 @@ impl Ring {
 
     /// How far the queue has been worked.
     pub fn position(&self) -> RingPosition {
-        RingPosition { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
+        // No more than there are entries, of which there are at most 32,768.
+        let kept = u16::try_from(self.batch.len()).unwrap_or(u16::MAX);
+        RingPosition { next_avail: self.queue.next_avail().wrapping_sub(kept), next_used: self.queue.next_used() }
     }
 
     /// Whether the driver wants to hear of what was pushed since the last call (§2.7.7).
@@ -248,7 +351,7 @@ impl Ring {
     /// # Errors
     /// The ring cannot be read.
     pub(crate) fn take_due(&mut self) -> Result<bool, Fault> {
-        if !std::mem::take(&mut self.unannounced) {
+        if !take(&mut self.unannounced) {
             return Ok(false);
         }
         let asked = if self.queue.event_idx_enabled() {
@@ -282,7 +385,7 @@ impl Ring {
 
     /// Whether a pass is due that no event tells of.
     pub(crate) fn take_unasked(&mut self) -> bool {
-        std::mem::take(&mut self.starved) | std::mem::take(&mut self.more)
+        take(&mut self.starved) | take(&mut self.more)
     }
 
     /// Lets go of all guest memory that no request holds.
@@ -309,96 +412,17 @@ fn checked_queue(setup: &RingSetup) -> Result<Queue, GuestFault> {
     .map_err(GuestFault::Ring)
 }
 
-/// Whether every byte of the three areas is there, the event fields at their ends included.
-fn areas_are_mapped(setup: &RingSetup, view: &View) -> bool {
+/// The three areas, the event fields at their ends included.
+fn areas(setup: &RingSetup) -> [(u64, usize); 3] {
     let size = usize::from(setup.size);
     [(setup.desc_table, 16 * size), (setup.avail_ring, 6 + 2 * size), (setup.used_ring, 6 + 8 * size)]
-        .into_iter()
-        .all(|(start, len)| view.check_range(GuestAddress(start), len, Permissions::ReadWrite))
 }
 
-/// Walks a chain, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
-///
-/// The iterator ends a malformed chain as silently as a good one; only a good one ends on a
-/// descriptor without NEXT.
-fn resolve(
-    chain: &mut virtio_queue::DescriptorChain<&View>,
-    view: &View,
-    max_descriptors: usize,
-    max_bytes: u64,
-) -> Result<Request, GuestFault> {
-    let head = chain.head_index();
-    let malformed = |what| GuestFault::Chain { head, what };
-    let mut request = Request {
-        head,
-        readable: Default::default(),
-        writable: Default::default(),
-        lengths: Default::default(),
-        readable_descriptors: 0,
-    };
-    let (mut descriptors, mut bytes, mut unfinished, mut in_writable_part) = (0, 0u64, true, false);
-    for descriptor in chain {
-        descriptors += 1;
-        bytes += u64::from(descriptor.len());
-        unfinished = descriptor.has_next();
-        if descriptors > max_descriptors {
-            return Err(malformed("has more descriptors than the largest queue"));
-        }
-        // Before anything is mapped: a 4 GiB descriptor costs nothing.
-        if bytes > max_bytes {
-            return Err(malformed("describes more bytes than the device allows"));
-        }
-        if in_writable_part && !descriptor.is_write_only() {
-            return Err(malformed("has a readable descriptor behind a writable one"));
-        }
-        in_writable_part = descriptor.is_write_only();
-        request.lengths.push(descriptor.len());
-        request.readable_descriptors += usize::from(!in_writable_part);
-        let buffers = if in_writable_part { &mut request.writable } else { &mut request.readable };
-        view.pin(descriptor.addr(), usize::try_from(descriptor.len()).unwrap_or(usize::MAX), buffers)
-            .map_err(|source| GuestFault::Memory { head, source })?;
-    }
-    if unfinished {
-        return Err(malformed("loops, leaves its table or cannot be read"));
-    }
-    Ok(request)
+fn areas_are_mapped(setup: &RingSetup, view: &View) -> bool {
+    areas(setup).into_iter().all(|(start, len)| view.check_range(GuestAddress(start), len, Permissions::ReadWrite))
 }
 
-/// Which heads the device holds: a driver that offers one twice would have its first buffers taken
-/// from under the kernel.
-struct HeadSet {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl HeadSet {
-    fn new(size: u16) -> Self {
-        Self { words: vec![0; usize::from(size).div_ceil(64)], len: 0 }
-    }
-
-    fn word(&mut self, head: u16) -> Option<(&mut u64, u64)> {
-        Some((self.words.get_mut(usize::from(head / 64))?, 1 << (head % 64)))
-    }
-
-    /// False if it was there already, or cannot be.
-    fn insert(&mut self, head: u16) -> bool {
-        let Some((word, bit)) = self.word(head) else { return false };
-        let is_new = *word & bit == 0;
-        *word |= bit;
-        self.len += usize::from(is_new);
-        is_new
-    }
-
-    /// False if it was not there.
-    fn remove(&mut self, head: u16) -> bool {
-        let Some((word, bit)) = self.word(head) else { return false };
-        let was_there = *word & bit != 0;
-        *word &= !bit;
-        self.len -= usize::from(was_there);
-        was_there
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
+fn host_fault(error: &Arc<io::Error>) -> Fault {
+    let source = io::Error::new(error.kind(), Arc::clone(error));
+    Fault::Host { doing: "reaching guest memory", source }
 }

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use guest_memory::{Budget, MapCache};
+use guest_memory::{Access, Budget, MapCache};
 use rustix::event::{EventfdFlags, eventfd};
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::memory::FakeForeignMemory;
@@ -475,7 +475,7 @@ fn b06_a_starved_queue_is_tried_again_without_a_kick() {
     let rig = Rig::with_budget(Budget { kept: 1 << 17, at_most: 1 << 17 });
     let mut elsewhere = guest_memory::Buffers::new();
     let view = guest_memory::View::new(Arc::clone(&rig.cache));
-    view.pin(vm_memory::GuestAddress(BASE + 0x4_0000), 64, &mut elsewhere).unwrap();
+    view.pin(&[(vm_memory::GuestAddress(BASE + 0x4_0000), 64)], Access::Write, &mut elsewhere).unwrap();
     drop(view);
     rig.offer_at(0, 0, BASE + 0x2_0000);
     let _lane = rig.start(Behaviour::Echo);

@@ -1,14 +1,19 @@
 //! Feature negotiation (virtio 1.2 §2.2): what is offered, what was accepted, whether that will do.
 
 use virtio_backend::features::{are_acceptable, offered};
-use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_RESET};
 
 pub(crate) const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
+
+/// What a driver passes are not its own addresses but those that its platform gave it for the device (§6): grants.
+pub(crate) const ACCESS_PLATFORM: u64 = 1 << VIRTIO_F_ACCESS_PLATFORM;
 
 /// The feature registers.
 #[derive(Debug)]
 pub(crate) struct Features {
     offered: u64,
+    /// The device cannot work without these.
+    required: u64,
     device_sel: u32,
     driver_sel: u32,
     accepted: u64,
@@ -20,6 +25,7 @@ impl Features {
     pub(crate) fn new(device_features: u64) -> Self {
         Self {
             offered: offered(device_features) | RING_RESET,
+            required: 0,
             device_sel: 0,
             driver_sel: 0,
             accepted: 0,
@@ -27,8 +33,15 @@ impl Features {
         }
     }
 
+    /// These, with [`ACCESS_PLATFORM`], without which the device may not be able to work at all.
+    #[must_use]
+    pub(crate) fn with_platform_access(self, is_required: bool) -> Self {
+        let required = if is_required { ACCESS_PLATFORM } else { 0 };
+        Self { offered: self.offered | ACCESS_PLATFORM, required, ..self }
+    }
+
     pub(crate) fn reset(&mut self) {
-        let Self { offered: _, device_sel, driver_sel, accepted, accepted_beyond } = self;
+        let Self { offered: _, required: _, device_sel, driver_sel, accepted, accepted_beyond } = self;
         (*device_sel, *driver_sel) = (0, 0);
         *accepted = 0;
         *accepted_beyond = false;
@@ -64,8 +77,13 @@ impl Features {
 
     /// The accepted features, if they are a set that the transport can work with.
     pub(crate) fn acceptable(&self) -> Option<u64> {
-        let is_acceptable = are_acceptable(self.accepted, self.offered) && !self.accepted_beyond;
+        let is_acceptable = are_acceptable(self.accepted, self.offered) && !self.accepted_beyond && self.missing() == 0;
         is_acceptable.then_some(self.accepted)
+    }
+
+    /// What is required and was not accepted.
+    pub(crate) fn missing(&self) -> u64 {
+        self.required & !self.accepted
     }
 
     pub(crate) fn accepted(&self) -> u64 {
@@ -124,6 +142,22 @@ mod tests {
         assert_eq!(accepting(&[(0, 1 << 9)]).acceptable(), None);
         assert_eq!(accepting(&[(0, 1 << 8), (1, 1)]).acceptable(), None);
         assert_eq!(accepting(&[(1, 1), (u32::MAX, 1)]).acceptable(), None);
+    }
+
+    #[test]
+    fn platform_access_can_be_offered_and_can_be_required() {
+        let offering = |is_required| {
+            let mut features = Features::new(0).with_platform_access(is_required);
+            features.select_offered(1);
+            assert_eq!(features.offered_word() & 2, 2);
+            features.select_accepted(1);
+            features
+        };
+        for (is_required, word, will_do) in [(false, 1, true), (false, 3, true), (true, 1, false), (true, 3, true)] {
+            let mut features = offering(is_required);
+            features.accept_word(word);
+            assert_eq!(features.acceptable().is_some(), will_do, "{is_required} {word}");
+        }
     }
 
     #[test]

@@ -46,8 +46,16 @@ impl Transport {
     fn judge_features(&self, written: Status) -> Option<u64> {
         let registers = self.state.registers();
         let is_asked = written.has(Status::FEATURES_OK) && !registers.status.has(Status::FEATURES_OK);
-        let features = registers.features.acceptable().filter(|_| is_asked)?;
+        let (acceptable, missing) = (registers.features.acceptable(), registers.features.missing());
         drop(registers);
+        if is_asked && missing != 0 {
+            tracing::warn!(
+                name: "mmio.no_grants", device = self.state.name(),
+                "The guest's driver does not take VIRTIO_F_ACCESS_PLATFORM, and this device uses grants only \
+                 (grant_usage=1): the guest's kernel must have CONFIG_XEN_VIRTIO"
+            );
+        }
+        let features = acceptable.filter(|_| is_asked)?;
         match guarded(|| Ok(self.backend.accepts(features))) {
             Ok(accepts) => accepts.then_some(features),
             Err(fault) => {

@@ -59,10 +59,10 @@ pub(crate) struct Run {
 }
 
 impl State {
-    pub(crate) fn new(name: String, identity: &Identity, interrupt: Interrupt) -> Arc<Self> {
+    pub(crate) fn new(name: String, identity: &Identity, features: Features, interrupt: Interrupt) -> Arc<Self> {
         let registers = Registers {
             status: Status::default(),
-            features: Features::new(identity.features),
+            features,
             queues: Queues::new(identity),
             config_change_untold: false,
             life: Life::Idle,

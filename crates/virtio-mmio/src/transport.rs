@@ -13,6 +13,7 @@ use virtio_backend::{Backend, ConfigSpace, Lane, Operation, Signals};
 
 use crate::counters::count;
 use crate::doorbell::Doorbell;
+use crate::features::Features;
 use crate::interrupt::Interrupt;
 use crate::queue::{Area, Half};
 use crate::registers::{CONFIG_START, Readable, Writable};
@@ -57,7 +58,7 @@ impl Transport {
         let doorbell = Doorbell::new(backend.identity().queue_sizes.len())?;
         let interrupt = Interrupt::new(line, Arc::clone(&counters));
         // A thread's name is a C string.
-        let state = State::new(name.replace('\0', ""), backend.identity(), interrupt);
+        let state = State::new(name.replace('\0', ""), backend.identity(), features(&backend, &cache), interrupt);
         backend.attach(Arc::clone(&state) as Arc<dyn Signals>);
         let config = ConfigSpace::new(Arc::clone(&backend));
         let lane_counters = Arc::default();
@@ -109,6 +110,12 @@ impl Transport {
         count(&self.counters.ignored);
         tracing::debug!(name: "mmio.ignored", device = self.state.name(), offset, len);
     }
+}
+
+/// What is offered first: that of the device, and grants where they can be reached.
+fn features(backend: &Arc<dyn Backend>, cache: &MapCache) -> Features {
+    let features = Features::new(backend.identity().features);
+    if cache.reaches_grants() { features.with_platform_access(!cache.reaches_frames()) } else { features }
 }
 
 impl Drop for Transport {
