@@ -41,7 +41,7 @@ pub enum AccessError {
     /// The address names a frame, and this device may use grants only.
     #[error(
         "The guest passed the address {address:#x}, which is no grant, but this device uses grants only (grant_usage=1): \
-         the guest's kernel must have CONFIG_XEN_VIRTIO"
+         its driver does not know them"
     )]
     GrantsOnly {
         /// The first byte that is in no granted page.

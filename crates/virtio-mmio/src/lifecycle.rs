@@ -51,8 +51,8 @@ impl Transport {
         if is_asked && missing != 0 {
             tracing::warn!(
                 name: "mmio.no_grants", device = self.state.name(),
-                "The guest's driver does not take VIRTIO_F_ACCESS_PLATFORM, and this device uses grants only \
-                 (grant_usage=1): the guest's kernel must have CONFIG_XEN_VIRTIO"
+                "The guest's driver does not take VIRTIO_F_ACCESS_PLATFORM, without which it cannot use grants, and this \
+                 device uses nothing else (grant_usage=1)"
             );
         }
         let features = acceptable.filter(|_| is_asked)?;
