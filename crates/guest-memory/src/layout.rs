@@ -10,14 +10,14 @@ use crate::{
     scratch::place,
 };
 
-/// If a request's granted bytes in one direction are no more than this, all of them are copied.
+/// A piece that is no longer than this is copied whatever comes with it: a header, a status.
+const COPIED_ALWAYS: usize = 512;
+
+/// The longer pieces of a request in one direction are copied if they are no more bytes than this, else mapped.
 ///
 /// A copy costs by the byte, a mapping by the page and once more for the call; and each mapping that is taken away makes
 /// Xen flush TLBs.
-const COPIED_WHOLE: usize = PAGE_LEN;
-
-/// A piece that is no longer than this is copied even if the others are mapped: a header, a status.
-const COPIED_PIECE: usize = 512;
+const COPIED_TOGETHER: usize = PAGE_LEN;
 
 /// Where each piece is going to be.
 pub(crate) struct Layout {
@@ -47,13 +47,14 @@ impl Layout {
         if total as u64 > limit {
             return Err(AccessError::TooLarge { len: total, limit });
         }
+        let is_small = granted().filter(|len| *len > COPIED_ALWAYS).sum::<usize>() <= COPIED_TOGETHER;
         let mut layout = Self { places: SmallVec::new(), references: SmallVec::new(), copied: 0 };
         for &(GuestAddress(address), len) in pieces {
             let place = match pages_of(address, len)? {
                 None => Place::Frames,
                 // Nothing is there to be reached, and nothing is added.
                 Some(_) if len == 0 => Place::Frames,
-                Some(_) if total <= COPIED_WHOLE || len <= COPIED_PIECE => {
+                Some(_) if is_small || len <= COPIED_ALWAYS => {
                     let at = place(layout.copied, len);
                     layout.copied = at + len;
                     Place::Copied(at)
@@ -85,9 +86,9 @@ mod tests {
 
     #[test]
     fn a_small_request_is_copied_with_its_sectors_aligned() {
-        let pieces = [granted(1, 100, 16), granted(9, 0, 1024), granted(3, 4095, 1)];
-        let places = vec![Place::Copied(0), Place::Copied(512), Place::Copied(1536)];
-        assert_eq!(layout(&pieces), (places, vec![], 1537));
+        let pieces = [granted(1, 100, 16), granted(9, 0, 4096), granted(3, 4095, 1)];
+        let places = vec![Place::Copied(0), Place::Copied(4096), Place::Copied(8192)];
+        assert_eq!(layout(&pieces), (places, vec![], 8193));
     }
 
     #[test]
