@@ -1,6 +1,7 @@
 //! What a program asks of xenstore: nodes, domains, watches.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -64,8 +65,14 @@ impl Store {
         Err(Error::NotRunning { tried })
     }
 
+    /// Where xenstored is reached: the path of its socket, or of the kernel's device.
+    #[must_use]
+    pub fn address(&self) -> Arc<str> {
+        self.view.link.address()
+    }
+
     /// Registers a watch on `path` and all that is or will be below it; on a node that does not exist too. Special
-    /// paths are `@introduceDomain` and `@releaseDomain`.
+    /// paths are `@introduceDomain` and `@releaseDomain`, of which domains other than Dom0 are told nothing.
     ///
     /// # Errors
     /// Xenstored refused it (a quota, a bad path), or the connection is lost.
@@ -92,7 +99,7 @@ impl Store {
     /// Whether xenstored knows the domain: it has been built, and is not yet gone.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]; [`Error::is_not_permitted`] in any domain but Dom0.
     pub async fn is_domain_introduced(&self, domid: u16) -> Result<bool, Error> {
         let (kind, domid) = (MessageType::IsDomainIntroduced, domid.to_string());
         match wire::parse_string(&self.view.ask(kind, &domid, &[]).await?) {

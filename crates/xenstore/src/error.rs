@@ -82,6 +82,12 @@ impl Error {
         }
     }
 
+    /// This domain may not: most nodes are for Dom0 and the domain that they are about.
+    #[must_use]
+    pub fn is_not_permitted(&self) -> bool {
+        self.code() == Some(&ErrorCode::NoPermission)
+    }
+
     /// The node does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -89,13 +90,18 @@ struct InFlight {
     waiter: Waiter,
 }
 
+/// A message on its way, whole: xenbus wants each in one write.
+struct Outgoing {
+    request_id: u32,
+    bytes: Vec<u8>,
+}
+
 pub(crate) struct Session {
     transport: Transport,
     epoch: u64,
     /// Received and not yet a whole message.
     inbox: Vec<u8>,
-    /// Whole messages: xenbus wants each in one write.
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<Outgoing>,
     /// Bytes of the outbox's first message that are written.
     written: usize,
     in_flight: BTreeMap<u32, InFlight>,
@@ -148,9 +154,10 @@ impl Session {
     /// Queues a request; its answer goes to `waiter`.
     pub(crate) fn ask(&mut self, kind: MessageType, transaction_id: u32, payload: Vec<u8>, waiter: Waiter) {
         let request_id = self.free_id();
-        match (Message { kind, request_id, transaction_id, payload }).encode() {
+        let message = Message { kind, request_id, transaction_id, payload };
+        match message.encode(self.transport.message_max()) {
             Ok(bytes) => {
-                self.outbox.push_back(bytes);
+                self.outbox.push_back(Outgoing { request_id, bytes });
                 self.in_flight.insert(request_id, InFlight { kind, since: Instant::now(), waiter });
             }
             Err(error) => waiter.fail(Failure::BadRequest(error)),
@@ -182,16 +189,23 @@ impl Session {
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Loss> {
-        while let Some(message) = self.outbox.front() {
-            let rest = message.get(self.written..).unwrap_or_default();
-            let Some(written) = self.transport.try_write(rest)? else {
-                return Ok(());
-            };
-            self.written += written;
-            if self.written >= message.len() {
-                self.outbox.pop_front();
-                self.written = 0;
+        while let Some(Outgoing { request_id, bytes }) = self.outbox.front() {
+            let rest = bytes.get(self.written..).unwrap_or_default();
+            match self.transport.try_write(rest) {
+                Ok(Some(written)) if self.written + written < bytes.len() => {
+                    self.written += written;
+                    continue;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(error) if self.transport.refuses_by_failing() => {
+                    let request_id = *request_id;
+                    self.refuse(request_id, code_of(&error))?;
+                }
+                Err(error) => return Err(error.into()),
             }
+            self.outbox.pop_front();
+            self.written = 0;
         }
         Ok(())
     }
@@ -211,17 +225,30 @@ impl Session {
             _ if got == asked => Ok(Reply { payload, epoch: self.epoch }),
             _ => return Err(Loss::WrongReply { asked, got }),
         };
-        let waiter = self.in_flight.remove(&request_id).map_or(Waiter::Nobody, |request| request.waiter);
         self.answered = true;
-        match (waiter, answer) {
-            (Waiter::Caller(caller), Ok(reply)) => drop(caller.send(Ok(reply))),
-            (waiter @ Waiter::Caller(_), Err(code)) => waiter.fail(Failure::Refused(code)),
-            (Waiter::Rewatch(queue), Ok(_)) => queue.push_everything(),
-            // A watch that is not registered loses events: start again, later.
-            (Waiter::Rewatch(queue), Err(code)) => return Err(Loss::Rewatch { path: queue.path().to_owned(), code }),
-            (Waiter::Nobody, _) => {}
+        match answer {
+            Ok(reply) => match self.waiter(request_id) {
+                Waiter::Caller(caller) => drop(caller.send(Ok(reply))),
+                Waiter::Rewatch(queue) => queue.push_everything(),
+                Waiter::Nobody => {}
+            },
+            Err(code) => self.refuse(request_id, code)?,
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, request_id: u32, code: ErrorCode) -> Result<(), Loss> {
+        match self.waiter(request_id) {
+            // A watch that is not registered loses events: start again, later.
+            Waiter::Rewatch(queue) => return Err(Loss::Rewatch { path: queue.path().to_owned(), code }),
+            waiter => waiter.fail(Failure::Refused(code)),
+        }
+        Ok(())
+    }
+
+    /// Who waits for the reply to a request, which is in flight no longer.
+    fn waiter(&mut self, request_id: u32) -> Waiter {
+        self.in_flight.remove(&request_id).map_or(Waiter::Nobody, |request| request.waiter)
     }
 
     /// An id that no request in flight has; never 0, which is that of events.
@@ -235,6 +262,17 @@ impl Session {
     }
 }
 
+/// The kernel passes on as its own what xenstored says of a watch.
+fn code_of(error: &io::Error) -> ErrorCode {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) => ErrorCode::NotFound,
+        Some(Errno::TOOBIG) => ErrorCode::TooBig,
+        Some(Errno::ACCESS) => ErrorCode::NoPermission,
+        Some(Errno::INVAL) => ErrorCode::Invalid,
+        _ => ErrorCode::Other(error.to_string()),
+    }
+}
+
 /// Hands an event to its watch; an unknown token is that of a watch dropped a moment ago.
 fn deliver(payload: &[u8], watches: &Watches) -> Result<(), Loss> {
     let (path, token) = wire::parse_event(payload)?;
@@ -242,4 +280,54 @@ fn deliver(payload: &[u8], watches: &Watches) -> Result<(), Loss> {
         queue.push(path);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_the_kernel_does_not_take_is_refused_and_the_connection_goes_on() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        // Writes fail, as they do when xenstored refuses a watch; reads do not.
+        here.shutdown(Shutdown::Write).unwrap();
+        let watches = Watches::new();
+        let mut session = Session::new(Transport::over_xenbus(here.into()).unwrap(), 0, &watches);
+        let (caller, mut answer) = oneshot::channel();
+
+        session.ask(MessageType::Watch, 0, b"a\0t\0".to_vec(), Waiter::Caller(caller));
+        session.flush().unwrap();
+        let event =
+            Message { kind: MessageType::WatchEvent, request_id: 0, transaction_id: 0, payload: b"a\0t\0".to_vec() };
+        io::Write::write_all(&mut there, &event.encode(4096).unwrap()).unwrap();
+        session.ready().await.unwrap();
+        session.pump(&watches).unwrap();
+
+        assert!(matches!(answer.try_recv(), Ok(Err(Failure::Refused(ErrorCode::Other(_))))));
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_the_kernel_does_not_take_again_ends_the_connection() {
+        let (here, _there) = UnixStream::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        here.shutdown(Shutdown::Write).unwrap();
+        let watches = Watches::from([(1, Arc::new(Queue::of("backend/virtio_disk")))]);
+        let mut session = Session::new(Transport::over_xenbus(here.into()).unwrap(), 1, &watches);
+
+        assert!(matches!(session.flush(), Err(Loss::Rewatch { path, .. }) if path == "backend/virtio_disk"));
+    }
+
+    #[test]
+    fn what_xenstored_says_of_a_watch_is_heard_through_the_kernel() {
+        let code = |errno: Errno| code_of(&errno.into());
+        assert_eq!(code(Errno::ACCESS), ErrorCode::NoPermission);
+        assert_eq!(code(Errno::TOOBIG), ErrorCode::TooBig);
+        assert_eq!(code(Errno::NOENT), ErrorCode::NotFound);
+        assert_eq!(code(Errno::INVAL), ErrorCode::Invalid);
+        assert!(matches!(code(Errno::NOMEM), ErrorCode::Other(words) if words.contains("memory")));
+    }
 }

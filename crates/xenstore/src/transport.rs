@@ -15,8 +15,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
+use crate::wire::{HEADER_LEN, PAYLOAD_MAX};
+
 /// Read at most this much at once: a few messages of the largest size.
 const READ_CHUNK: usize = 16 * 1024;
+/// Most bytes of a message, its header included, that the kernel's device takes (`struct xenbus_file_priv`).
+const XENBUS_MESSAGE_MAX: usize = 4096;
 
 /// A place where a xenstored can answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +62,16 @@ impl fmt::Display for Address {
 /// An open way to xenstored.
 pub(crate) struct Transport {
     fd: AsyncFd<OwnedFd>,
-    /// False for xenbus: its poll never reports POLLOUT, and a write is taken at once.
-    reports_writable: bool,
+    way: Way,
+}
+
+/// What is on the other side of the descriptor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Socket,
+    /// The kernel. Its poll never reports POLLOUT: it takes each write at once, does what it asks, and fails if that
+    /// does. For watches it waits for xenstored's answer meanwhile (drivers/xen/xenbus/xenbus_dev_frontend.c).
+    Xenbus,
 }
 
 impl Transport {
@@ -68,19 +80,36 @@ impl Transport {
             Address::Socket(path) => {
                 let stream = UnixStream::connect(path).await?.into_std()?;
                 let fd = register(stream.into(), Interest::READABLE | Interest::WRITABLE)?;
-                Ok(Self { fd, reports_writable: true })
+                Ok(Self { fd, way: Way::Socket })
             }
             Address::Xenbus(path) => {
                 let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let device = rustix::fs::open(path, flags, Mode::empty())?;
-                Ok(Self { fd: register(device, Interest::READABLE)?, reports_writable: false })
+                Self::over_xenbus(device)
             }
         }
     }
 
+    pub(crate) fn over_xenbus(device: OwnedFd) -> io::Result<Self> {
+        Ok(Self { fd: register(device, Interest::READABLE)?, way: Way::Xenbus })
+    }
+
+    /// Most bytes of a message, its header included.
+    pub(crate) fn message_max(&self) -> usize {
+        match self.way {
+            Way::Socket => HEADER_LEN + PAYLOAD_MAX,
+            Way::Xenbus => XENBUS_MESSAGE_MAX,
+        }
+    }
+
+    /// Whether a write that fails means that its one message was refused, and no more than that.
+    pub(crate) fn refuses_by_failing(&self) -> bool {
+        self.way == Way::Xenbus
+    }
+
     /// Waits until there is something to read, or, if `to_write`, room to write.
     pub(crate) async fn ready(&self, to_write: bool) -> io::Result<()> {
-        let interest = if to_write && self.reports_writable {
+        let interest = if to_write && self.way == Way::Socket {
             Interest::READABLE | Interest::WRITABLE
         } else {
             Interest::READABLE
@@ -101,11 +130,12 @@ impl Transport {
 
     /// Writes a part of one message: how many bytes were taken, or `None` when there is no room.
     pub(crate) fn try_write(&self, message: &[u8]) -> io::Result<Option<usize>> {
-        if self.reports_writable {
-            let written = self.fd.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, message)?));
-            return would_block_to_none(written);
+        match self.way {
+            Way::Socket => {
+                would_block_to_none(self.fd.try_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, message)?)))
+            }
+            Way::Xenbus => Ok(Some(rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, message))?)),
         }
-        Ok(Some(rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, message))?))
     }
 }
 

@@ -26,8 +26,7 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(path: &str, link: Link) -> Self {
-        let queue = Queue { path: path.to_owned(), waiting: Mutex::default(), arrived: Notify::new() };
-        Self { token: link.next_token(), queue: Arc::new(queue), batch: BTreeSet::new(), link }
+        Self { token: link.next_token(), queue: Arc::new(Queue::of(path)), batch: BTreeSet::new(), link }
     }
 
     pub(crate) fn token(&self) -> u64 {
@@ -78,6 +77,10 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    pub(crate) fn of(path: &str) -> Self {
+        Self { path: path.to_owned(), waiting: Mutex::default(), arrived: Notify::new() }
+    }
+
     pub(crate) fn path(&self) -> &str {
         &self.path
     }

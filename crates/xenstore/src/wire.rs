@@ -22,9 +22,14 @@ pub enum WireError {
     /// The header's type is none that a client receives.
     #[error("Message of unknown type {0}")]
     UnknownType(u32),
-    /// The header announces more payload than a message may have.
-    #[error("Message with a payload of {0} bytes, the most is {PAYLOAD_MAX}")]
-    PayloadTooLong(usize),
+    /// More payload than a message may have.
+    #[error("Message with a payload of {len} bytes, the most is {most}")]
+    PayloadTooLong {
+        /// Bytes of the payload.
+        len: usize,
+        /// Most bytes of it on this way to xenstored.
+        most: usize,
+    },
     /// A watch event without a path and a token that are text.
     #[error("Watch event that is not a path and a token")]
     BadEvent,
@@ -108,14 +113,15 @@ pub struct Message {
 }
 
 impl Message {
-    /// The bytes of the message.
+    /// The bytes of the message, `most` of them at most.
     ///
     /// # Errors
-    /// The payload is longer than [`PAYLOAD_MAX`].
-    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
-        let too_long = WireError::PayloadTooLong(self.payload.len());
+    /// The payload is longer than that leaves room for, or than [`PAYLOAD_MAX`].
+    pub fn encode(&self, most: usize) -> Result<Vec<u8>, WireError> {
+        let most = most.saturating_sub(HEADER_LEN).min(PAYLOAD_MAX);
+        let too_long = WireError::PayloadTooLong { len: self.payload.len(), most };
         let len = u32::try_from(self.payload.len()).or(Err(too_long.clone()))?;
-        if self.payload.len() > PAYLOAD_MAX {
+        if self.payload.len() > most {
             return Err(too_long);
         }
         let header = [self.kind as u32, self.request_id, self.transaction_id, len].map(u32::to_le_bytes);
@@ -137,7 +143,7 @@ impl Message {
         let kind = MessageType::parse(u32::from_le_bytes(kind))?;
         let len = usize::try_from(u32::from_le_bytes(len)).unwrap_or(usize::MAX);
         if len > PAYLOAD_MAX {
-            return Err(WireError::PayloadTooLong(len));
+            return Err(WireError::PayloadTooLong { len, most: PAYLOAD_MAX });
         }
         Ok(rest.get(..len).map(|payload| {
             let message = Self {
@@ -166,7 +172,7 @@ pub fn path_payload(path: &str, rest: &[u8]) -> Result<Vec<u8>, WireError> {
     let payload = [path.as_bytes(), &[0], rest].concat();
     match payload.len() {
         0..=PAYLOAD_MAX => Ok(payload),
-        len => Err(WireError::PayloadTooLong(len)),
+        len => Err(WireError::PayloadTooLong { len, most: PAYLOAD_MAX }),
     }
 }
 

@@ -15,8 +15,9 @@ fn header(kind: u32, len: u32) -> Vec<u8> {
 fn a_message_has_the_layout_of_xs_wire_h() {
     let message = Message { kind: MessageType::Read, request_id: 3, transaction_id: 4, payload: b"/a\0".to_vec() };
 
-    let bytes = message.encode().unwrap();
+    let bytes = message.encode(19).unwrap();
 
+    assert_eq!(message.encode(18), Err(WireError::PayloadTooLong { len: 3, most: 2 }));
     assert_eq!(bytes, b"\x02\0\0\0\x03\0\0\0\x04\0\0\0\x03\0\0\0/a\0");
     assert_eq!(Message::parse(&bytes), Ok(Some((message, bytes.len()))));
 }
@@ -44,8 +45,8 @@ fn what_follows_a_message_is_left_for_the_next() {
 
 #[test]
 fn a_length_beyond_the_limit_is_refused_before_its_payload_comes() {
-    assert_eq!(Message::parse(&header(2, 4097)), Err(WireError::PayloadTooLong(4097)));
-    assert!(matches!(Message::parse(&header(2, u32::MAX)), Err(WireError::PayloadTooLong(_))));
+    assert_eq!(Message::parse(&header(2, 4097)), Err(WireError::PayloadTooLong { len: 4097, most: 4096 }));
+    assert!(matches!(Message::parse(&header(2, u32::MAX)), Err(WireError::PayloadTooLong { .. })));
     assert_eq!(Message::parse(&header(2, 4096)), Ok(None));
 }
 
@@ -63,7 +64,10 @@ fn paths_are_held_to_their_limits() {
     assert!(matches!(path_payload(&"a".repeat(RELATIVE_PATH_MAX), &[]), Err(WireError::PathTooLong { .. })));
     assert_eq!(path_payload("", &[]), Err(WireError::BadPath));
     assert_eq!(path_payload("/a\0b", &[]), Err(WireError::BadPath));
-    assert_eq!(path_payload("/a", &[0; PAYLOAD_MAX - 2]), Err(WireError::PayloadTooLong(PAYLOAD_MAX + 1)));
+    assert_eq!(
+        path_payload("/a", &[0; PAYLOAD_MAX - 2]),
+        Err(WireError::PayloadTooLong { len: PAYLOAD_MAX + 1, most: PAYLOAD_MAX })
+    );
 }
 
 #[test]
@@ -97,7 +101,7 @@ proptest! {
     fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
         if let Ok(Some((message, len))) = Message::parse(&bytes) {
             prop_assert!(len <= bytes.len());
-            prop_assert_eq!(message.encode().unwrap(), &bytes[..len]);
+            prop_assert_eq!(message.encode(HEADER_LEN + PAYLOAD_MAX).unwrap(), &bytes[..len]);
         }
         let _ = (parse_event(&bytes), parse_strings(&bytes), parse_string(&bytes), ErrorCode::parse(&bytes));
     }

@@ -2,8 +2,9 @@
 //!
 //! It plays Dom0's xenstored for tests: a tree of nodes, transactions with real conflict detection, watches with
 //! their first event, special watches, E2BIG with DIRECTORY_PART. The test is the toolstack: it changes the tree through
-//! [`Xenstored`] and can misbehave on purpose (drop connections, refuse them, fail commits). Permissions are kept and
-//! not enforced; there are no quotas. Every connection is Dom0: relative paths are below `/local/domain/0`.
+//! [`Xenstored`] and can misbehave on purpose (drop connections, refuse them, fail commits). There are no quotas. Every
+//! connection is of one domain: Dom0, which may do everything; or another ([`Xenstored::start_for`]), which is held to
+//! the nodes' permissions, is told of no domain's end and may not ask for it.
 //!
 //! Plain threads: one accepts, two serve each connection (reads; writes), so a client that does not read blocks no one.
 //! The codec is deliberately not the `xenstore` crate's: a mistake made there is not repeated here.
@@ -21,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tree::{Change, Fired, Tree};
+use tree::{Access, Change, Fired, Tree};
 
 /// How long [`Xenstored::wait_for_value`] waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,14 +40,30 @@ impl Xenstored {
     /// # Errors
     /// The socket cannot be bound, for instance because the path exists.
     pub fn start(socket: impl Into<PathBuf>) -> io::Result<Self> {
+        Self::start_for(tree::DOM0, socket)
+    }
+
+    /// The same, for connections from domain `domid`: relative paths are below its home, which it may read, and
+    /// `domid` is there.
+    ///
+    /// # Errors
+    /// As [`Xenstored::start`].
+    pub fn start_for(domid: u16, socket: impl Into<PathBuf>) -> io::Result<Self> {
         let socket = socket.into();
         let listener = UnixListener::bind(&socket)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { state: Mutex::new(State { domid, ..State::default() }), ..Shared::default() });
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
             move || accept(&listener, &shared)
         });
-        Ok(Self { socket, shared, acceptor: Some(acceptor) })
+        let started = Self { socket, shared, acceptor: Some(acceptor) };
+        if domid != tree::DOM0 {
+            let home = format!("/local/domain/{domid}");
+            started.set(&home, "");
+            started.set_permissions(&home, &["n0", &format!("r{domid}")]);
+            started.set(&format!("{home}/domid"), domid.to_string());
+        }
+        Ok(started)
     }
 
     /// Where clients find it.
@@ -58,6 +75,12 @@ impl Xenstored {
     /// Writes a node as the toolstack would; missing parents are made, watches fire.
     pub fn set(&self, path: &str, value: impl AsRef<[u8]>) {
         self.apply(Change::Write(path.into(), value.as_ref().to_vec()));
+    }
+
+    /// Replaces the permissions of a node; what is made below it later has the same. The first is the owner's.
+    pub fn set_permissions(&self, path: &str, permissions: &[&str]) {
+        let list: String = permissions.iter().map(|entry| format!("{entry}\0")).collect();
+        self.apply(Change::SetPerms(path.into(), list.into()));
     }
 
     /// Removes a node and all below it; watches fire.
@@ -149,7 +172,7 @@ impl Xenstored {
 
     fn apply(&self, change: Change) {
         let mut state = self.shared.lock();
-        if let Ok(fired) = state.tree.apply(&change) {
+        if let Ok(fired) = state.tree.apply(tree::DOM0, &change) {
             state.fire(&fired);
         }
         self.shared.changed.notify_all();
@@ -190,6 +213,8 @@ impl Shared {
 
 #[derive(Default)]
 struct State {
+    /// Whose the connections are.
+    domid: u16,
     tree: Tree,
     clients: BTreeMap<u64, Client>,
     next_client: u64,
@@ -200,15 +225,20 @@ struct State {
 }
 
 impl State {
-    /// Sends the events of a change to every watch it concerns.
+    /// Sends the events of a change to every watch it concerns, if the clients may know of it.
     fn fire(&self, fired: &[Fired]) {
-        for event in fired {
+        for event in fired.iter().filter(|event| self.may_know(&event.path)) {
             for client in self.clients.values() {
                 for watch in client.watches.iter().filter(|watch| event.concerns(&watch.path)) {
-                    let _ = client.outbox.send(watch.event(&event.path));
+                    let _ = client.outbox.send(watch.event(&event.path, self.domid));
                 }
             }
         }
+    }
+
+    fn may_know(&self, path: &str) -> bool {
+        let special = path.starts_with('@');
+        if special { self.domid == tree::DOM0 } else { self.tree.allows(self.domid, Access::Read, path) }
     }
 
     fn disconnect_all(&mut self) {
@@ -235,8 +265,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn event(&self, path: &str) -> Vec<u8> {
-        let shown = path.strip_prefix(tree::HOME).filter(|_| self.relative).unwrap_or(path);
+    fn event(&self, path: &str, domid: u16) -> Vec<u8> {
+        let shown = path.strip_prefix(&tree::home(domid)).filter(|_| self.relative).unwrap_or(path);
         session::encode(session::WATCH_EVENT, 0, 0, format!("{shown}\0{}\0", self.token).as_bytes())
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use super::tree::{self, Change, Errno, Transaction};
+use super::tree::{self, Access, Change, DOM0, Errno, Transaction};
 use super::{Client, Shared, State, Watch};
 
 const DIRECTORY: u32 = 1;
@@ -94,45 +94,62 @@ impl Session {
     /// A new watch fires once, after its registration was answered.
     fn announce_watch(&self, state: &State) {
         if let Some(watch) = state.clients.get(&self.client).and_then(|client| client.watches.last()) {
-            let _ = self.outbox.send(watch.event(&watch.path));
+            let _ = self.outbox.send(watch.event(&watch.path, state.domid));
         }
     }
 
     fn answer(&mut self, request: &Request, state: &mut State) -> Result<Vec<u8>, Errno> {
+        let path = || request.path(state.domid);
         match request.kind {
-            READ | DIRECTORY | DIRECTORY_PART | GET_PERMS => self.look(request, state),
-            WRITE => self.change(request, state, Change::Write(request.path()?, request.rest()?.to_vec())),
-            MKDIR => self.change(request, state, Change::Mkdir(request.path()?)),
-            RM => self.change(request, state, Change::Remove(request.path()?)),
-            SET_PERMS => self.change(request, state, Change::SetPerms(request.path()?, request.rest()?.to_vec())),
+            READ | DIRECTORY | DIRECTORY_PART | GET_PERMS => self.look(request, &path()?, state),
+            WRITE => {
+                let change = Change::Write(path()?, request.rest()?.to_vec());
+                self.change(request, state, change)
+            }
+            MKDIR => {
+                let change = Change::Mkdir(path()?);
+                self.change(request, state, change)
+            }
+            RM => {
+                let change = Change::Remove(path()?);
+                self.change(request, state, change)
+            }
+            SET_PERMS => {
+                let change = Change::SetPerms(path()?, request.rest()?.to_vec());
+                self.change(request, state, change)
+            }
             WATCH => self.watch(request, state),
             UNWATCH => self.unwatch(request, state),
             TRANSACTION_START => Ok(self.start_transaction(state)),
             TRANSACTION_END => self.end_transaction(request, state),
             GET_DOMAIN_PATH => Ok(terminated(&format!("/local/domain/{}", request.domid()?))),
+            // Dom0's alone to ask (XS_FLAG_PRIV).
+            IS_DOMAIN_INTRODUCED if state.domid != DOM0 => Err("EACCES"),
             IS_DOMAIN_INTRODUCED => Ok(terminated(if state.domains.contains(&request.domid()?) { "T" } else { "F" })),
             _ => Err("ENOSYS"),
         }
     }
 
-    fn look(&mut self, request: &Request, state: &State) -> Result<Vec<u8>, Errno> {
-        let path = request.path()?;
+    fn look(&mut self, request: &Request, path: &str, state: &State) -> Result<Vec<u8>, Errno> {
         let tree = match request.transaction {
             0 => &state.tree,
             id => {
                 let transaction = self.transactions.get_mut(&id).ok_or("ENOENT")?;
-                transaction.note(&path);
+                transaction.note(path);
                 &transaction.tree
             }
         };
+        if !tree.allows(state.domid, Access::Read, path) {
+            return Err("EACCES");
+        }
         match request.kind {
-            READ => tree.read(&path).map(<[u8]>::to_vec),
-            GET_PERMS => tree.perms(&path).map(<[u8]>::to_vec),
-            DIRECTORY => match tree.children(&path) {
+            READ => tree.read(path).map(<[u8]>::to_vec),
+            GET_PERMS => tree.perms(path).map(<[u8]>::to_vec),
+            DIRECTORY => match tree.children(path) {
                 Some(names) if names.len() > PAYLOAD_MAX => return Err("E2BIG"),
                 names => names,
             },
-            _ => directory_part(tree, &path, request.text(1)?)?,
+            _ => directory_part(tree, path, request.text(1)?)?,
         }
         .ok_or("ENOENT")
     }
@@ -140,12 +157,12 @@ impl Session {
     fn change(&mut self, request: &Request, state: &mut State, change: Change) -> Result<Vec<u8>, Errno> {
         match request.transaction {
             0 => {
-                let fired = state.tree.apply(&change)?;
+                let fired = state.tree.apply(state.domid, &change)?;
                 state.fire(&fired);
             }
             id => {
                 let transaction = self.transactions.get_mut(&id).ok_or("ENOENT")?;
-                transaction.note(&request.path()?);
+                transaction.note(&request.path(state.domid)?);
                 transaction.apply(change)?;
             }
         }
@@ -155,7 +172,7 @@ impl Session {
     fn watch(&self, request: &Request, state: &mut State) -> Result<Vec<u8>, Errno> {
         let (watched, token) = (request.text(0)?, request.text(1)?.to_owned());
         let special = watched.starts_with('@');
-        let path = if special { watched.to_owned() } else { tree::absolute(watched)? };
+        let path = if special { watched.to_owned() } else { tree::absolute(state.domid, watched)? };
         let watch = Watch { path, token, relative: !special && !watched.starts_with('/') };
         let watches = &mut state.clients.get_mut(&self.client).ok_or("EIO")?.watches;
         if watches.iter().any(|known| known.path == watch.path && known.token == watch.token) {
@@ -167,7 +184,8 @@ impl Session {
 
     fn unwatch(&self, request: &Request, state: &mut State) -> Result<Vec<u8>, Errno> {
         let (watched, token) = (request.text(0)?, request.text(1)?);
-        let path = if watched.starts_with('@') { watched.to_owned() } else { tree::absolute(watched)? };
+        let special = watched.starts_with('@');
+        let path = if special { watched.to_owned() } else { tree::absolute(state.domid, watched)? };
         let watches = &mut state.clients.get_mut(&self.client).ok_or("EIO")?.watches;
         let known = watches.iter().position(|watch| watch.path == path && watch.token == token);
         watches.remove(known.ok_or("ENOENT")?);
@@ -177,7 +195,7 @@ impl Session {
     fn start_transaction(&mut self, state: &mut State) -> Vec<u8> {
         let id = self.next_transaction;
         self.next_transaction += 1;
-        self.transactions.insert(id, Transaction::new(&state.tree));
+        self.transactions.insert(id, Transaction::new(state.domid, &state.tree));
         state.open_transactions += 1;
         terminated(&id.to_string())
     }
@@ -244,8 +262,8 @@ impl Request {
         Ok(Self { kind, id, transaction, payload })
     }
 
-    fn path(&self) -> Result<String, Errno> {
-        tree::absolute(self.text(0)?)
+    fn path(&self, domid: u16) -> Result<String, Errno> {
+        tree::absolute(domid, self.text(0)?)
     }
 
     /// The `index`th NUL-terminated string of the payload.

@@ -2,12 +2,13 @@
 //!
 //! Every node has a generation, the time of its last change; making or removing a child changes its parent. A
 //! transaction works on a copy and remembers the generation of each node it looked at: it commits if all are still the
-//! same, as the C xenstored does.
+//! same, as the C xenstored does. A new node has the permissions of its parent, and the domain that made it as owner,
+//! unless that is Dom0.
 
 use std::collections::BTreeMap;
 
-/// Where relative paths start: every client is Dom0.
-pub(super) const HOME: &str = "/local/domain/0/";
+/// The domain that may do everything.
+pub(super) const DOM0: u16 = 0;
 
 /// An error name of the protocol.
 pub(super) type Errno = &'static str;
@@ -59,6 +60,13 @@ struct Node {
     generation: u64,
 }
 
+/// What is to be done with a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
 #[derive(Clone)]
 pub(super) struct Tree {
     nodes: BTreeMap<String, Node>,
@@ -67,9 +75,8 @@ pub(super) struct Tree {
 
 impl Default for Tree {
     fn default() -> Self {
-        let mut tree = Self { nodes: BTreeMap::new(), clock: 0 };
-        tree.create("/");
-        tree
+        let root = Node { value: Vec::new(), perms: b"n0\0".to_vec(), generation: 0 };
+        Self { nodes: BTreeMap::from([("/".to_owned(), root)]), clock: 0 }
     }
 }
 
@@ -94,15 +101,27 @@ impl Tree {
         Some(names.filter(|name| !name.contains('/')).flat_map(|name| name.bytes().chain([0])).collect())
     }
 
-    /// Makes one change and says which watches it concerns.
-    pub(super) fn apply(&mut self, change: &Change) -> Result<Vec<Fired>, Errno> {
+    /// Whether a domain may do this with a node, or, where there is none, with the closest of its parents.
+    pub(super) fn allows(&self, domid: u16, access: Access, path: &str) -> bool {
+        match self.nodes.get(path) {
+            _ if domid == DOM0 => true,
+            Some(node) => permits(&node.perms, domid, access),
+            None => self.allows(domid, access, parent(path)),
+        }
+    }
+
+    /// Makes one change, that of a domain, and says which watches it concerns.
+    pub(super) fn apply(&mut self, domid: u16, change: &Change) -> Result<Vec<Fired>, Errno> {
+        if !self.allows(domid, Access::Write, change.path()) {
+            return Err("EACCES");
+        }
         match change {
             Change::Write(path, value) => {
-                self.create(path);
+                self.create(domid, path);
                 self.touch(path, |node| node.value.clone_from(value));
             }
             Change::Mkdir(path) if self.nodes.contains_key(path) => return Ok(Vec::new()),
-            Change::Mkdir(path) => self.create(path),
+            Change::Mkdir(path) => self.create(domid, path),
             Change::SetPerms(path, perms) => {
                 self.generation(path).ok_or("ENOENT")?;
                 self.touch(path, |node| node.perms.clone_from(perms));
@@ -126,16 +145,15 @@ impl Tree {
     }
 
     /// Makes a node and its missing parents.
-    fn create(&mut self, path: &str) {
+    fn create(&mut self, domid: u16, path: &str) {
         if self.nodes.contains_key(path) {
             return;
         }
-        if path != "/" {
-            self.create(parent(path));
-            self.touch(parent(path), |_| ());
-        }
+        self.create(domid, parent(path));
+        self.touch(parent(path), |_| ());
         self.clock += 1;
-        let node = Node { value: Vec::new(), perms: b"n0\0".to_vec(), generation: self.clock };
+        let perms = self.perms(parent(path)).map(|perms| inherited(perms, domid)).unwrap_or_default();
+        let node = Node { value: Vec::new(), perms, generation: self.clock };
         self.nodes.insert(path.into(), node);
     }
 
@@ -153,16 +171,17 @@ impl Tree {
     }
 }
 
-/// A transaction: a copy of the tree, what it looked at, and what it changed.
+/// A domain's transaction: a copy of the tree, what it looked at, and what it changed.
 pub(super) struct Transaction {
+    domid: u16,
     pub(super) tree: Tree,
     seen: BTreeMap<String, Option<u64>>,
     changes: Vec<Change>,
 }
 
 impl Transaction {
-    pub(super) fn new(tree: &Tree) -> Self {
-        Self { tree: tree.clone(), seen: BTreeMap::new(), changes: Vec::new() }
+    pub(super) fn new(domid: u16, tree: &Tree) -> Self {
+        Self { domid, tree: tree.clone(), seen: BTreeMap::new(), changes: Vec::new() }
     }
 
     /// Remembers that the transaction depends on `path`, and, where that is missing, on the parents it would be made in.
@@ -175,7 +194,7 @@ impl Transaction {
     }
 
     pub(super) fn apply(&mut self, change: Change) -> Result<(), Errno> {
-        self.tree.apply(&change)?;
+        self.tree.apply(self.domid, &change)?;
         self.changes.push(change);
         Ok(())
     }
@@ -187,18 +206,45 @@ impl Transaction {
         }
         let mut fired = Vec::new();
         for change in &self.changes {
-            fired.extend(tree.apply(change)?);
+            fired.extend(tree.apply(self.domid, change)?);
         }
         Ok(fired)
     }
 }
 
-/// The absolute form of a client's path.
-pub(super) fn absolute(path: &str) -> Result<String, Errno> {
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("{HOME}{path}") };
+/// Where the relative paths of a domain start.
+pub(super) fn home(domid: u16) -> String {
+    format!("/local/domain/{domid}/")
+}
+
+/// The absolute form of a domain's path.
+pub(super) fn absolute(domid: u16, path: &str) -> Result<String, Errno> {
+    let path = if path.starts_with('/') { path.to_owned() } else { home(domid) + path };
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_@:+.,".contains(&byte);
     let well_formed = path == "/" || !(path.contains("//") || path.ends_with('/'));
     if well_formed && path.bytes().all(legal) { Ok(path) } else { Err("EINVAL") }
+}
+
+/// Whether a list of permissions lets a domain do this. The first entry names the owner; what it says beside is for all
+/// domains that have no entry.
+fn permits(perms: &[u8], domid: u16, access: Access) -> bool {
+    let mut entries = perms.split(|byte| *byte == 0).filter_map(|entry| {
+        let (letter, of) = std::str::from_utf8(entry).ok()?.split_at_checked(1)?;
+        Some((letter, of.parse::<u16>().ok()?))
+    });
+    let Some((for_others, owner)) = entries.next() else { return false };
+    let letter = entries.find(|(_, of)| *of == domid).map_or(for_others, |(letter, _)| letter);
+    let needed = if access == Access::Read { "rb" } else { "wb" };
+    owner == domid || needed.contains(letter)
+}
+
+/// The permissions of what a domain makes below a node that has `perms`.
+fn inherited(perms: &[u8], domid: u16) -> Vec<u8> {
+    let text = String::from_utf8_lossy(perms);
+    match text.split_once('\0') {
+        Some((owner, others)) if domid != DOM0 => format!("{}{domid}\0{others}", owner.get(..1).unwrap_or("n")).into(),
+        _ => perms.to_vec(),
+    }
 }
 
 fn parent(path: &str) -> &str {

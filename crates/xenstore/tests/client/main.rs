@@ -1,6 +1,7 @@
 //! The client against testkit's xenstored, and against servers that break the protocol.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
+mod driver_domain;
 mod nodes;
 mod recovery;
 mod rogue;
@@ -22,8 +23,13 @@ struct Fixture {
 }
 
 async fn fixture() -> Fixture {
+    fixture_in(0).await
+}
+
+/// The client runs in this domain.
+async fn fixture_in(domid: u16) -> Fixture {
     let dir = TempDir::new().unwrap();
-    let xenstored = Xenstored::start(dir.path().join("socket")).unwrap();
+    let xenstored = Xenstored::start_for(domid, dir.path().join("socket")).unwrap();
     let store = Store::connect(options(xenstored.socket())).await.unwrap();
     Fixture { xenstored, store, _dir: dir }
 }

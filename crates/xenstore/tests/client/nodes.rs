@@ -153,7 +153,7 @@ async fn what_breaks_a_limit_is_not_sent() {
     let nul = f.store.read("/a\0b").await.unwrap_err();
     let unwatchable = f.store.watch(&"a".repeat(4000)).await.unwrap_err();
 
-    assert!(matches!(long, Error::BadRequest { source: WireError::PayloadTooLong(4099), .. }));
+    assert!(matches!(long, Error::BadRequest { source: WireError::PayloadTooLong { len: 4099, most: 4096 }, .. }));
     assert!(matches!(nul, Error::BadRequest { source: WireError::BadPath, .. }));
     assert!(matches!(unwatchable, Error::BadRequest { source: WireError::PathTooLong { .. }, .. }));
     assert_eq!(f.store.read("/a").await.unwrap(), None, "the connection is as good as before");

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
-use xenstore::{Address, Options, Store};
+use xenstore::wire::WireError;
+use xenstore::{Address, Error, Options, Store};
 
 use crate::rogue::{message, serve_one};
 
@@ -34,4 +35,26 @@ async fn requests_go_through_the_device() {
     let store = Store::connect(Options { addresses, ..Options::default() }).await.unwrap();
 
     assert_eq!(store.read("/a").await.unwrap(), Some(b"through the kernel".to_vec()));
+}
+
+#[tokio::test]
+async fn the_store_says_by_which_way_it_is_reached() {
+    let (path, _client) = device(b"3");
+    let addresses = vec![Address::Socket("/nonexistent/socket".into()), Address::Xenbus(path.clone())];
+
+    let store = Store::connect(Options { addresses, ..Options::default() }).await.unwrap();
+
+    assert_eq!(Some(&*store.address()), path.to_str());
+}
+
+#[tokio::test]
+async fn a_message_that_is_more_than_the_device_takes_is_not_sent() {
+    let (path, _client) = device(b"as good as before");
+    let store = Store::connect(Options { addresses: vec![Address::Xenbus(path)], ..Options::default() }).await.unwrap();
+
+    let long = store.write("/a", [0; 4096 - 16 - 3 + 1]).await.unwrap_err();
+
+    let Error::BadRequest { source, .. } = long else { panic!("{long}") };
+    assert_eq!(source, WireError::PayloadTooLong { len: 4081, most: 4080 });
+    assert_eq!(store.read("/a").await.unwrap(), Some(b"as good as before".to_vec()));
 }
