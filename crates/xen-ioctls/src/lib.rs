@@ -27,7 +27,7 @@ pub use domain::{DomId, Gfn, Port, ReservedDomId};
 pub use error::{Error, Kind};
 pub use evtchn::{BoundPort, EventChannels, Fired};
 pub use foreign::{ForeignMapping, MapError, PageError};
-pub use gntdev::{CopyEnd, CopySegment, Gntdev, GrantMapping, UnmapNotice};
+pub use gntdev::{CopySegment, Direction, Gntdev, GrantError, GrantMapping};
 pub use irqfd::IrqFd;
 pub use model::{DeviceModel, ServerId, ServerInfo, Space};
 pub use privcmd::Privcmd;

@@ -148,9 +148,6 @@ fn evtchn_and_gntdev_assertions(out: &mut String) {
     same_layout!(out, "struct ioctl_gntdev_map_grant_ref" = MapGrantRef { "count" = count, "index" = index, "refs" = refs });
     same_layout!(out, "struct ioctl_gntdev_grant_ref" = GrantRef { "domid" = domid, "ref" = reference });
     same_layout!(out, "struct ioctl_gntdev_unmap_grant_ref" = UnmapGrantRef { "index" = index, "count" = count });
-    same_layout!(out, "struct ioctl_gntdev_unmap_notify" = UnmapNotify {
-        "index" = index, "action" = action, "event_channel_port" = event_channel_port,
-    });
     same_layout!(out, "struct gntdev_grant_copy_segment" = GrantCopySegment {
         "source" = source, "dest" = dest, "len" = len, "flags" = flags, "status" = status,
     });
@@ -173,15 +170,18 @@ fn evtchn_and_gntdev_assertions(out: &mut String) {
         "IOCTL_EVTCHN_RESTRICT_DOMID" = RESTRICT_DOMID,
         "IOCTL_GNTDEV_MAP_GRANT_REF" = MAP_GRANT_REF,
         "IOCTL_GNTDEV_UNMAP_GRANT_REF" = UNMAP_GRANT_REF,
-        "IOCTL_GNTDEV_SET_MAX_GRANTS" = SET_MAX_GRANTS,
-        "IOCTL_GNTDEV_SET_UNMAP_NOTIFY" = SET_UNMAP_NOTIFY,
         "IOCTL_GNTDEV_GRANT_COPY" = GRANT_COPY,
-        "UNMAP_NOTIFY_CLEAR_BYTE" = UNMAP_NOTIFY_CLEAR_BYTE,
-        "UNMAP_NOTIFY_SEND_EVENT" = UNMAP_NOTIFY_SEND_EVENT,
         "GNTCOPY_source_gref" = GNTCOPY_SOURCE_GREF,
         "GNTCOPY_dest_gref" = GNTCOPY_DEST_GREF,
         "GNTST_okay" = GNTST_OKAY,
+        "GNTST_general_error" = GNTST_GENERAL_ERROR,
+        "GNTST_bad_domain" = GNTST_BAD_DOMAIN,
+        "GNTST_bad_gntref" = GNTST_BAD_GNTREF,
+        "GNTST_no_device_space" = GNTST_NO_DEVICE_SPACE,
+        "GNTST_permission_denied" = GNTST_PERMISSION_DENIED,
+        "GNTST_bad_page" = GNTST_BAD_PAGE,
         "GNTST_eagain" = GNTST_EAGAIN,
+        "GNTST_no_space" = GNTST_NO_SPACE,
     );
 }
 

@@ -38,18 +38,6 @@ pub struct UnmapGrantRef {
     pub pad: u32,
 }
 
-/// `struct ioctl_gntdev_unmap_notify`
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct UnmapNotify {
-    /// A byte of the descriptor's mapping.
-    pub index: u64,
-    /// [`UNMAP_NOTIFY_CLEAR_BYTE`] and [`UNMAP_NOTIFY_SEND_EVENT`].
-    pub action: u32,
-    /// The port to signal.
-    pub event_channel_port: u32,
-}
-
 /// The end of a copy that is a grant.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -102,17 +90,8 @@ pub struct GrantCopy {
 pub const MAP_GRANT_REF: u32 = ioc_none(b'G', 0, size_of::<MapGrantRef>());
 /// `IOCTL_GNTDEV_UNMAP_GRANT_REF`
 pub const UNMAP_GRANT_REF: u32 = ioc_none(b'G', 1, size_of::<UnmapGrantRef>());
-/// `IOCTL_GNTDEV_SET_MAX_GRANTS`: takes a u32.
-pub const SET_MAX_GRANTS: u32 = ioc_none(b'G', 3, size_of::<u32>());
-/// `IOCTL_GNTDEV_SET_UNMAP_NOTIFY`
-pub const SET_UNMAP_NOTIFY: u32 = ioc_none(b'G', 7, size_of::<UnmapNotify>());
 /// `IOCTL_GNTDEV_GRANT_COPY`
 pub const GRANT_COPY: u32 = ioc_none(b'G', 8, size_of::<GrantCopy>());
-
-/// `UNMAP_NOTIFY_CLEAR_BYTE`
-pub const UNMAP_NOTIFY_CLEAR_BYTE: u32 = 1;
-/// `UNMAP_NOTIFY_SEND_EVENT`
-pub const UNMAP_NOTIFY_SEND_EVENT: u32 = 2;
 
 /// `GNTCOPY_source_gref` (xen/public/grant_table.h)
 pub const GNTCOPY_SOURCE_GREF: u16 = 1;
@@ -120,5 +99,19 @@ pub const GNTCOPY_SOURCE_GREF: u16 = 1;
 pub const GNTCOPY_DEST_GREF: u16 = 2;
 /// `GNTST_okay`
 pub const GNTST_OKAY: i16 = 0;
+/// `GNTST_general_error`
+pub const GNTST_GENERAL_ERROR: i16 = -1;
+/// `GNTST_bad_domain`: there is none of this id.
+pub const GNTST_BAD_DOMAIN: i16 = -2;
+/// `GNTST_bad_gntref`: its grant table has no such entry, or none for us.
+pub const GNTST_BAD_GNTREF: i16 = -3;
+/// `GNTST_no_device_space`
+pub const GNTST_NO_DEVICE_SPACE: i16 = -7;
+/// `GNTST_permission_denied`
+pub const GNTST_PERMISSION_DENIED: i16 = -8;
+/// `GNTST_bad_page`: there is no memory.
+pub const GNTST_BAD_PAGE: i16 = -9;
 /// `GNTST_eagain`: the page is being paged in.
 pub const GNTST_EAGAIN: i16 = -12;
+/// `GNTST_no_space`: Xen is out of handles for mappings.
+pub const GNTST_NO_SPACE: i16 = -13;
