@@ -3,6 +3,8 @@
 
 pub mod device;
 pub mod driver;
+pub mod grants;
 pub mod memory;
+mod pages;
 pub mod xen;
 pub mod xenstored;

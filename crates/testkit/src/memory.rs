@@ -2,24 +2,21 @@
 //!
 //! A mapping keeps the pages it was made of, whatever the guest does to the frames since, as a real one does by its
 //! page references. Pages that are mapped but no longer the guest's are counted: memory that Xen did not get back.
-#![expect(unsafe_code, reason = "maps pages of a memfd one behind the other")]
 
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    ptr,
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
-use guest_memory::{MapError, Mapping, PAGE_SIZE, PageSource};
+use guest_memory::{Access, MapError, Mapping, PAGE_SIZE, PageSource};
 use vm_memory::{AtomicAccess, Bytes, VolatileSlice};
+
+use crate::pages::{Area, PAGE_LEN, Pages};
 
 /// Pages that the guest can be given over a test's life, beyond those it starts with.
 const SPARE_PAGES: u64 = 1 << 20;
-
-/// [`PAGE_SIZE`] as a length in our own memory.
-const PAGE_LEN: usize = 4096;
 
 /// A guest's memory, reached as from another domain. Clones are the same memory.
 #[derive(Clone)]
@@ -160,6 +157,21 @@ impl FakeForeignMemory {
         self.0.pages.slice(first * PAGE_SIZE + address % PAGE_SIZE, len)
     }
 
+    /// Whether there is memory at each of `frames`.
+    pub(crate) fn has(&self, frames: &[u64]) -> bool {
+        let state = self.state();
+        frames.iter().all(|frame| state.frames.contains_key(frame))
+    }
+
+    /// Maps the pages that are at `frames` now, all of them memory, beside what a `PageSource` maps.
+    pub(crate) fn show(&self, frames: &[u64], access: Access) -> io::Result<Area> {
+        let state = self.state();
+        let pages: Vec<u64> =
+            frames.iter().map(|frame| *state.frames.get(frame).unwrap_or_else(|| hole(*frame))).collect();
+        drop(state);
+        self.0.pages.map(&pages, access)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state()
     }
@@ -186,7 +198,7 @@ impl PageSource for FakeForeignMemory {
             return Err(MapError::Holes(holes));
         }
         let pages: Vec<u64> = found.into_iter().flatten().collect();
-        let area = self.0.pages.map(&pages).map_err(MapError::Host)?;
+        let area = self.0.pages.map(&pages, Access::Write).map_err(MapError::Host)?;
         state.counts.live += 1;
         state.counts.pages += pages.len() as u64;
         for &page in &pages {
@@ -244,88 +256,6 @@ impl Drop for ForeignMapping {
                 state.references.remove(page);
             }
         }
-    }
-}
-
-/// The machine's pages: a sparse file, mapped whole for the guest's CPU and piecewise for us.
-struct Pages {
-    file: OwnedFd,
-    count: u64,
-    whole: Area,
-}
-
-impl Pages {
-    fn new(count: u64) -> Self {
-        let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd_create");
-        rustix::fs::ftruncate(&file, count * PAGE_SIZE).expect("a sparse file of any size");
-        let whole = Area::reserve(usize::try_from(count).expect("a 64-bit host")).expect("address space");
-        whole.show(0, &file, 0, whole.pages()).expect("mapping a memfd");
-        Self { file, count, whole }
-    }
-
-    fn slice(&self, offset: u64, len: usize) -> VolatileSlice<'_> {
-        let offset = usize::try_from(offset).expect("a 64-bit host");
-        self.whole.memory().subslice(offset, len).expect("within the file")
-    }
-
-    /// Maps `pages` one behind the other, with a call for each run of them that the file has in a row.
-    fn map(&self, pages: &[u64]) -> io::Result<Area> {
-        let area = Area::reserve(pages.len())?;
-        let mut at = 0;
-        for run in pages.chunk_by(|low, high| low + 1 == *high) {
-            let first = run.first().copied().unwrap_or_default();
-            area.show(at, &self.file, first, run.len())?;
-            at += run.len();
-        }
-        Ok(area)
-    }
-}
-
-/// Reserved address space, unmapped by drop.
-struct Area {
-    base: *mut libc::c_void,
-    len: usize,
-}
-
-// SAFETY: address space belongs to the process, not to a thread.
-unsafe impl Send for Area {}
-// SAFETY: shared, it lends volatile slices only.
-unsafe impl Sync for Area {}
-
-impl Area {
-    fn reserve(pages: usize) -> io::Result<Self> {
-        let len = pages * PAGE_LEN;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-        if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { base, len }) }
-    }
-
-    fn pages(&self) -> usize {
-        self.len / PAGE_LEN
-    }
-
-    /// Shows `count` pages of `file` from its `page` on, `at` pages from the start.
-    fn show(&self, at: usize, file: &OwnedFd, page: u64, count: usize) -> io::Result<()> {
-        assert!(at + count <= self.pages(), "outside of the reserved area");
-        let address = self.base.wrapping_byte_add(at * PAGE_LEN);
-        let offset = i64::try_from(page * PAGE_SIZE).expect("within the file");
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
-        // SAFETY: replaces pages of our own reservation, checked above.
-        let shown = unsafe { libc::mmap(address, count * PAGE_LEN, protection, flags, file.as_raw_fd(), offset) };
-        if shown == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    fn memory(&self) -> VolatileSlice<'_> {
-        // SAFETY: mapped with this length until drop; `Pages` shows something at every page before it gives it out.
-        unsafe { VolatileSlice::new(self.base.cast(), self.len) }
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: ours, whole, and nothing borrows it any more.
-        unsafe { libc::munmap(self.base, self.len) };
     }
 }
 

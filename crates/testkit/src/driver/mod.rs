@@ -4,13 +4,17 @@
 //! ones do. The honest driver is one of the `virtio_drivers` crate, which no one here has written:
 //! [`MmioTransport`] and [`GuestHal`] connect it. The other is a test's own: steps of virtio 1.2
 //! §3.1.1 one by one, and a [`RawQueue`] into which anything can be written.
+//!
+//! Memory is named to a device by its address, or granted; [`Way`] says which.
 
 mod hal;
 mod raw_queue;
 mod registers;
 mod transport;
+mod way;
 
 pub use hal::GuestHal;
 pub use raw_queue::{Descriptor, RawQueue, Used};
 pub use registers::{Register, Registers, VcpuWindow, status};
 pub use transport::MmioTransport;
+pub use way::{ACCESS_PLATFORM, Way};

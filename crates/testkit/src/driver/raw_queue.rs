@@ -39,6 +39,8 @@ pub struct Used {
 pub struct RawQueue {
     memory: FakeForeignMemory,
     base: u64,
+    /// Where a device finds what is at `base`.
+    device_base: u64,
     size: u16,
 }
 
@@ -76,13 +78,18 @@ impl Descriptor {
 impl RawQueue {
     /// A queue of `size` entries from `base` on, which is aligned to 16. Empty if the memory is zero.
     pub fn new(memory: FakeForeignMemory, base: u64, size: u16) -> Self {
-        Self { memory, base, size }
+        Self { memory, base, device_base: base, size }
+    }
+
+    /// The same queue, which a device finds at `device_base`: where it was granted.
+    #[must_use]
+    pub fn at(self, device_base: u64) -> Self {
+        Self { device_base, ..self }
     }
 
     /// Zeroes the three areas, for the queue to be used anew.
     pub fn clear(&self) {
-        let len = usize::try_from(self.end() - self.base).expect("below 1 MiB");
-        self.memory.write(self.base, &vec![0; len]);
+        self.memory.write(self.base, &vec![0; self.bytes()]);
     }
 
     /// Entries.
@@ -90,24 +97,29 @@ impl RawQueue {
         self.size
     }
 
-    /// Guest address of the descriptor table.
+    /// Bytes of the three areas.
+    pub fn bytes(&self) -> usize {
+        usize::try_from(self.avail_event_address() + 2 - self.base).expect("below 1 MiB")
+    }
+
+    /// Where a device finds the descriptor table.
     pub fn desc_table(&self) -> u64 {
-        self.base
+        self.device_base
     }
 
-    /// Guest address of the available ring.
+    /// Where a device finds the available ring.
     pub fn avail_ring(&self) -> u64 {
-        self.base + DESCRIPTOR * u64::from(self.size)
+        self.device_base + (self.avail_address() - self.base)
     }
 
-    /// Guest address of the used ring.
+    /// Where a device finds the used ring.
     pub fn used_ring(&self) -> u64 {
-        (self.used_event_address() + 2).next_multiple_of(4)
+        self.device_base + (self.used_address() - self.base)
     }
 
-    /// Guest address of the first byte behind the queue.
+    /// Where a device finds the first byte behind the queue.
     pub fn end(&self) -> u64 {
-        self.avail_event_address() + 2
+        self.device_base + self.bytes() as u64
     }
 
     /// Writes a descriptor. A slot beyond the table is what lies behind it.
@@ -140,22 +152,22 @@ impl RawQueue {
 
     /// Writes an entry of the available ring, which counts modulo the queue's size.
     pub fn set_avail_entry(&self, index: u16, head: u16) {
-        self.memory.store(self.avail_ring() + 4 + 2 * u64::from(index % self.size), head);
+        self.memory.store(self.avail_address() + 4 + 2 * u64::from(index % self.size), head);
     }
 
     /// The driver's index: chains made available so far.
     pub fn avail_idx(&self) -> u16 {
-        self.memory.load(self.avail_ring() + 2)
+        self.memory.load(self.avail_address() + 2)
     }
 
     /// Sets the driver's index.
     pub fn set_avail_idx(&self, index: u16) {
-        self.memory.store(self.avail_ring() + 2, index);
+        self.memory.store(self.avail_address() + 2, index);
     }
 
     /// Sets the driver's flags; 1 asks for no interrupts.
     pub fn set_avail_flags(&self, flags: u16) {
-        self.memory.store(self.avail_ring(), flags);
+        self.memory.store(self.avail_address(), flags);
     }
 
     /// With event index: asks for an interrupt when the used index passes `index`.
@@ -170,17 +182,17 @@ impl RawQueue {
 
     /// The device's flags; 1 asks for no kicks.
     pub fn used_flags(&self) -> u16 {
-        self.memory.load(self.used_ring())
+        self.memory.load(self.used_address())
     }
 
     /// The device's index: chains given back so far.
     pub fn used_idx(&self) -> u16 {
-        self.memory.load(self.used_ring() + 2)
+        self.memory.load(self.used_address() + 2)
     }
 
     /// An entry of the used ring, which counts modulo the queue's size.
     pub fn used(&self, index: u16) -> Used {
-        let at = self.used_ring() + 4 + 8 * u64::from(index % self.size);
+        let at = self.used_address() + 4 + 8 * u64::from(index % self.size);
         Used { id: self.memory.load(at), len: self.memory.load(at + 4) }
     }
 
@@ -195,11 +207,19 @@ impl RawQueue {
         self.used(count.wrapping_sub(1))
     }
 
+    fn avail_address(&self) -> u64 {
+        self.base + DESCRIPTOR * u64::from(self.size)
+    }
+
+    fn used_address(&self) -> u64 {
+        (self.used_event_address() + 2).next_multiple_of(4)
+    }
+
     fn used_event_address(&self) -> u64 {
-        self.avail_ring() + 4 + 2 * u64::from(self.size)
+        self.avail_address() + 4 + 2 * u64::from(self.size)
     }
 
     fn avail_event_address(&self) -> u64 {
-        self.used_ring() + 4 + 8 * u64::from(self.size)
+        self.used_address() + 4 + 8 * u64::from(self.size)
     }
 }

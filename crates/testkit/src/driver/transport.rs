@@ -7,9 +7,9 @@ use virtio_drivers::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Register, Registers};
+use super::{GuestHal, Register, Registers};
 
-/// A `virtio_drivers` transport over any window of registers.
+/// A `virtio_drivers` transport over any window of registers, of a guest that [`GuestHal`] has booted on this thread.
 pub struct MmioTransport<R>(pub R);
 
 impl<R: Registers> Transport for MmioTransport<R> {
@@ -22,7 +22,7 @@ impl<R: Registers> Transport for MmioTransport<R> {
     }
 
     fn write_driver_features(&mut self, features: u64) {
-        for (index, word) in (0..).zip(words(features)) {
+        for (index, word) in (0..).zip(words(features | GuestHal::platform_features())) {
             self.0.write(Register::DriverFeaturesSel, index);
             self.0.write(Register::DriverFeatures, word);
         }
