@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use guest_memory::{MapError, Mapping, PageSource};
+use guest_memory::{Access, GrantCopy, GrantError, GrantSource, MapError, Mapping, PageSource};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
-use xen_ioctls::{DomId, ForeignMapping, Gfn, Privcmd};
+use xen_ioctls::{CopySegment, Direction, DomId, ForeignMapping, Gfn, Gntdev, GrantMapping, Privcmd};
 
 /// Foreign mappings of one guest.
 pub(super) struct ForeignPages {
@@ -32,6 +32,51 @@ impl Mapping for Foreign {
     }
 }
 
+/// Grants of one guest.
+pub(super) struct GrantedPages {
+    pub(super) gntdev: Arc<Gntdev>,
+    pub(super) domain: DomId,
+}
+
+impl GrantSource for GrantedPages {
+    fn map(&self, references: &[u32], access: Access) -> Result<Box<dyn Mapping>, GrantError> {
+        match self.gntdev.map(self.domain, references, access == Access::Write) {
+            Ok(mapping) => Ok(Box::new(Granted(mapping))),
+            Err(error) => Err(translate_grant(error)),
+        }
+    }
+
+    fn copy(&self, pieces: &[GrantCopy<'_>]) -> Result<(), GrantError> {
+        self.gntdev.copy(self.domain, pieces.iter().map(segment)).map_err(translate_grant)
+    }
+}
+
+struct Granted(GrantMapping);
+
+impl Mapping for Granted {
+    fn memory(&self) -> VolatileSlice<'_> {
+        self.0.memory()
+    }
+}
+
+fn segment<'a>(piece: &GrantCopy<'a>) -> CopySegment<'a> {
+    let GrantCopy { reference, offset, ours, access } = *piece;
+    let direction = match access {
+        Access::Read => Direction::FromGrant,
+        Access::Write => Direction::ToGrant,
+    };
+    CopySegment { reference, offset, ours, direction }
+}
+
+/// What the guest did not grant is its mistake.
+fn translate_grant(error: xen_ioctls::GrantError) -> GrantError {
+    match error {
+        xen_ioctls::GrantError::Refused { reference } => GrantError::Refused { reference },
+        xen_ioctls::GrantError::NoRoom => GrantError::Busy,
+        xen_ioctls::GrantError::Call(error) => GrantError::Host(io::Error::other(error)),
+    }
+}
+
 /// Frames without memory are the guest's mistake, a host without room is nobody's.
 fn translate(error: xen_ioctls::MapError) -> MapError {
     match error {
@@ -47,6 +92,9 @@ fn translate(error: xen_ioctls::MapError) -> MapError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+
     use xen_ioctls::PageError;
 
     use super::*;
@@ -66,5 +114,30 @@ mod tests {
     #[test]
     fn b05_a_host_without_room_is_not_the_guests_mistake() {
         assert!(matches!(pages(&[(0, Errno::INVAL), (1, Errno::NOMEM)]), MapError::Busy));
+    }
+
+    #[test]
+    fn a_copy_to_the_guest_is_one_to_its_grant() {
+        let mut buffer = [0; 8];
+        let mut copy = |access| {
+            let ours = VolatileSlice::from(&mut buffer[..]);
+            segment(&GrantCopy { reference: 7, offset: 4088, ours, access }).direction
+        };
+
+        assert_eq!((copy(Access::Write), copy(Access::Read)), (Direction::ToGrant, Direction::FromGrant));
+    }
+
+    #[test]
+    fn a_node_that_knows_no_grants_is_the_hosts_fault() {
+        let gntdev = Arc::new(Gntdev::from(OwnedFd::from(File::open("/dev/null").unwrap())));
+        let grants = GrantedPages { gntdev, domain: DomId::new(3).unwrap() };
+        let mut buffer = [0; 8];
+        let ours = VolatileSlice::from(&mut buffer[..]);
+
+        let mapped = grants.map(&[7], Access::Read).err();
+        let copied = grants.copy(&[GrantCopy { reference: 7, offset: 0, ours, access: Access::Read }]);
+
+        assert!(matches!(mapped, Some(GrantError::Host(_))), "{mapped:?}");
+        assert!(matches!(copied, Err(GrantError::Host(_))), "{copied:?}");
     }
 }
