@@ -99,7 +99,6 @@ fn kind_of(errno: Errno) -> Kind {
 }
 
 impl Kind {
-    /// The sentence behind the error's own, if there is something to say or do.
     fn advice(self) -> Option<&'static str> {
         Some(match self {
             Self::NotOnXen => {
@@ -113,8 +112,8 @@ impl Kind {
                  (and CONFIG_EXPERT=y, CONFIG_UNSUPPORTED=y)"
             }
             Self::Forbidden => {
-                "In a driver domain, boot its kernel with xen_privcmd.unrestricted=1 (needed since XSA-482) \
-                 and let Xen's policy (FLASK) allow it; a restricted descriptor serves one domain only"
+                "Xen allows it to Dom0, and to a driver domain only if it was built with FLASK and its policy says so; \
+                 the kernel of a driver domain allows it if it was booted with xen_privcmd.unrestricted=1 (XSA-482)"
             }
             Self::DomainGone => "The domain has been destroyed, or is about to be",
             Self::Full => "A domain has room for 8 IOREQ servers with 256 ranges each",
@@ -123,10 +122,24 @@ impl Kind {
     }
 }
 
+impl Error {
+    /// The sentence behind the error's own, if there is something to say or do.
+    fn advice(&self) -> Option<&'static str> {
+        match (self.kind, self.errno) {
+            // FLASK's own number: neither Xen without it nor the kernel refuse with this one.
+            (Kind::Forbidden, Errno::ACCESS) => Some(
+                "Xen's security policy (FLASK) does not allow it: `xl dmesg` in Dom0 has a line `avc: denied` with the \
+                 permission and both labels",
+            ),
+            (kind, _) => kind.advice(),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.doing, self.errno)?;
-        self.kind.advice().map_or(Ok(()), |advice| write!(f, ". {advice}"))
+        self.advice().map_or(Ok(()), |advice| write!(f, ". {advice}"))
     }
 }
 
@@ -144,6 +157,7 @@ mod tests {
             (Error::of_server("Creating", Errno::NOSYS), Kind::XenLacksIoreq, "CONFIG_IOREQ_SERVER"),
             (Error::of_server("Creating", Errno::OPNOTSUPP), Kind::XenLacksIoreq, "CONFIG_IOREQ_SERVER"),
             (Error::of_server("Creating", Errno::PERM), Kind::Forbidden, "xen_privcmd.unrestricted=1"),
+            (Error::of_server("Creating", Errno::ACCESS), Kind::Forbidden, "avc: denied"),
             (Error::of_server("Creating", Errno::SRCH), Kind::DomainGone, "destroyed"),
             (Error::of_server("Creating", Errno::NOSPC), Kind::Full, "8 IOREQ servers"),
             (Error::new("Restricting", Errno::NOTTY), Kind::KernelLacksIt, "older"),
