@@ -178,11 +178,15 @@ impl Buffers {
         bits & alignment.wrapping_sub(1) == 0
     }
 
-    /// Whether the kernel can pin all of it, as O_DIRECT and registered buffers need. Else such calls fail with EFAULT.
+    /// Whether all of it may be pinned by the kernel, as O_DIRECT and registered buffers need. Such calls with other
+    /// memory fail with EFAULT, or leave granted pages in use that the driver takes back.
     pub fn direct_io_capable(&self) -> bool {
         self.pins.iter().all(|pin| match pin {
             Pin::Chunk(chunk) => chunk.direct_io_capable(),
-            Pin::Granted(_) | Pin::Scratch(_) => true,
+            // The kernel could. But it lets go of the pages a moment after it has told of the I/O's end (Linux,
+            // iomap_dio_bio_end_io), and a page that is still held then cannot be unmapped when its driver wants it back.
+            Pin::Granted(_) => false,
+            Pin::Scratch(_) => true,
         })
     }
 
