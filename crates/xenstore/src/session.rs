@@ -185,11 +185,16 @@ impl Session {
                 _ => self.settle(message)?,
             }
         }
-        Ok(())
+        // An answer may be what the next request waits for.
+        self.flush()
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Loss> {
         while let Some(Outgoing { request_id, bytes }) = self.outbox.front() {
+            let unanswered = self.in_flight.len().saturating_sub(self.outbox.len());
+            if unanswered > 0 && self.transport.takes_one_at_a_time() {
+                return Ok(());
+            }
             let rest = bytes.get(self.written..).unwrap_or_default();
             match self.transport.try_write(rest) {
                 Ok(Some(written)) if self.written + written < bytes.len() => {
@@ -308,6 +313,33 @@ mod tests {
         session.pump(&watches).unwrap();
 
         assert!(matches!(answer.try_recv(), Ok(Err(Failure::Refused(ErrorCode::Other(_))))));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_gets_a_request_when_it_has_answered_the_one_before() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        for side in [&here, &there] {
+            side.set_nonblocking(true).unwrap();
+        }
+        let watches = Watches::new();
+        let mut session = Session::new(Transport::over_xenbus(here.into()).unwrap(), 0, &watches);
+        let mut answers = ["a\0", "b\0"].map(|path| {
+            let (caller, answer) = oneshot::channel();
+            session.ask(MessageType::Read, 0, path.into(), Waiter::Caller(caller));
+            session.flush().unwrap();
+            answer
+        });
+
+        for (path, answer) in ["a\0", "b\0"].iter().zip(&mut answers) {
+            let mut bytes = [0; 4096];
+            let len = io::Read::read(&mut there, &mut bytes).unwrap();
+            let (request, request_len) = Message::parse(&bytes[..len]).unwrap().unwrap();
+            assert_eq!((request.payload.as_slice(), request_len), (path.as_bytes(), len), "one request and no more");
+            io::Write::write_all(&mut there, &request.encode(4096).unwrap()).unwrap();
+            session.ready().await.unwrap();
+            session.pump(&watches).unwrap();
+            assert!(matches!(answer.try_recv(), Ok(Ok(reply)) if reply.payload == path.as_bytes()));
+        }
     }
 
     #[tokio::test]

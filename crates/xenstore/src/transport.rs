@@ -107,6 +107,12 @@ impl Transport {
         self.way == Way::Xenbus
     }
 
+    /// Whether a request has to be answered before the next is written. The kernel sends a request some time after the
+    /// write, out of a buffer of the descriptor that the next write overwrites (`xenbus_dev_request_and_reply`).
+    pub(crate) fn takes_one_at_a_time(&self) -> bool {
+        self.way == Way::Xenbus
+    }
+
     /// Waits until there is something to read, or, if `to_write`, room to write.
     pub(crate) async fn ready(&self, to_write: bool) -> io::Result<()> {
         let interest = if to_write && self.way == Way::Socket {
