@@ -19,6 +19,8 @@ pub struct Device {
     pub id: DeviceId,
     /// Where the guest finds it.
     pub place: Place,
+    /// By which way the guest's memory is reached for it.
+    pub grants: Grants,
     /// What people call it, unique within the guest: `xvda`, `net0`.
     pub name: String,
     /// Whose it is.
@@ -35,6 +37,21 @@ pub struct Place {
     pub base: u64,
     /// Its interrupt as Xen counts them: shared peripheral interrupts start at 32.
     pub irq: u32,
+}
+
+/// By which way a guest's memory is reached for a device. Each address that its driver names says whether it is a grant
+/// or a frame of the guest; this says which of them are believed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grants {
+    /// Frames alone, by foreign mapping: whatever page of the guest its driver names. Xen must allow it, as it allows Dom0.
+    #[default]
+    Never,
+    /// Frames or grants: the guest's kernel decides.
+    Allowed,
+    /// Grants alone: the pages that the guest gave away for this one purpose. No foreign mapping is ever tried, so Xen
+    /// need not allow any; an address that is no grant is the guest's fault.
+    Only,
 }
 
 /// The size of a virtio-mmio window under libxl (`VIRTIO_MMIO_DEV_SIZE` in libxl_arm.c).
@@ -209,6 +226,7 @@ pub(crate) mod sample {
         Device {
             id: DeviceId { class: Class::VirtioDisk, number: 51712 },
             place: Place { base: 0x0200_0000, irq: 33 },
+            grants: Grants::Never,
             name: vdev.into(),
             owner,
             model: Model::Disk(virtio_disk::Config::default()),

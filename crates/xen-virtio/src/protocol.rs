@@ -10,7 +10,7 @@ use virtio_backend::Operation;
 use crate::model::{Device, DeviceId, Place};
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// From the broker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -37,7 +37,8 @@ pub enum Order {
         id: DeviceId,
     },
     /// Serve this device too, in the window reserved for it if there is one. Brings the descriptors that were opened for
-    /// it.
+    /// it; and behind them, unless its memory is [never](crate::model::Grants::Never) reached by grants,
+    /// `/dev/xen/gntdev`, which the kernel cannot restrict to one guest.
     Attach {
         /// What it is, and where the guest finds it.
         device: Box<Device>,

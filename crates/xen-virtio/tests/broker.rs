@@ -202,6 +202,39 @@ fn the_guests_file_is_found_by_name_or_uuid() {
 }
 
 #[test]
+fn a_guest_without_a_file_has_that_of_guests_without_one() {
+    let (rig, workers) = Rig::start();
+    let write = |name: &str, serial: &str| {
+        let text = format!("[[disk]]\nvdev = \"xvda\"\nserial = \"{serial}\"\n");
+        std::fs::write(rig.directory.path().join(name), text).unwrap();
+    };
+    write("default.toml", "shared");
+    write("guest-5.toml", "own");
+    for (domid, serial) in [(5, "own"), (6, "shared")] {
+        rig.create_disk(domid, XVDA, &rig.image(&format!("{domid}.img"), IMAGE_BYTES));
+
+        let (device, _) = workers.next().told_to_attach();
+
+        let Model::Disk(disk) = device.model else { panic!("a disk") };
+        assert_eq!(disk.serial, serial);
+    }
+}
+
+#[test]
+fn a_device_by_grants_is_refused_with_the_remedy_where_the_kernel_has_no_driver_for_them() {
+    let (rig, workers) = Rig::start();
+    workers.no_gntdev();
+    rig.set(&node(5, XVDA, "grant_usage"), "1");
+    rig.create_disk(5, XVDA, &rig.image("disk.img", IMAGE_BYTES));
+
+    let reason = rig.wait_for_refusal(5, XVDA);
+
+    assert!(reason.contains("xvda") && reason.contains("modprobe xen-gntdev"), "{reason}");
+    // One that uses none is not concerned.
+    serve_one(&rig, &workers, 6);
+}
+
+#[test]
 fn h04_a_description_that_no_libxl_wrote_is_refused() {
     let rows =
         [("base", "0x"), ("irq", "7"), ("mode", "?"), ("frontend-id", "9"), ("params", ""), ("transport", "pci")];

@@ -5,6 +5,7 @@
 
 mod rig;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,13 +32,18 @@ impl Spawner for ThreadSpawner {
         let (channel, there) = Channel::pair()?;
         let (end, ended) = oneshot::channel();
         let (kill, _killed) = oneshot::channel();
-        let Domain { xen, memory } = self.0.clone();
+        let domain = self.0.clone();
         thread::spawn(move || {
-            let served = worker::serve(there, xen.hypervisor(), xen.channels(), memory, HeldBack::default());
+            let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
+            let served = worker::serve(there, hypervisor, channels, domain, HeldBack::default());
             // The broker may have ended.
             let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
         });
         Ok(Spawned { channel, kill, ended: Box::pin(async { ended.await.unwrap() }) })
+    }
+
+    fn open_gntdev(&self) -> anyhow::Result<OwnedFd> {
+        Ok(std::fs::File::open("/dev/null")?.into())
     }
 
     fn has_domain(&self, _domid: u16) -> bool {
@@ -58,6 +64,26 @@ fn create(rig: &Rig, number: u32, name: &str) -> std::path::PathBuf {
 fn destroy(rig: &Rig, numbers: &[u32]) {
     numbers.iter().for_each(|number| rig.close_disk(5, *number));
     numbers.iter().for_each(|number| rig.wait_for_state(5, *number, "6"));
+}
+
+#[test]
+fn a_disk_by_grants_maps_nothing_of_the_guest_beside_what_it_grants() {
+    let domain = Domain::new();
+    domain.boot_with_grants();
+    let rig = start(&domain);
+    rig.set(&rig::node(5, XVDA, "grant_usage"), "1");
+    let image = create(&rig, XVDA, "disk.img");
+    rig.wait_for_state(5, XVDA, "2");
+
+    let mut disk = domain.disk(BASE_A);
+    disk.write_blocks(7, &[0x5a; SECTOR_SIZE]).unwrap();
+    let mut data = [0; SECTOR_SIZE];
+    disk.read_blocks(7, &mut data).unwrap();
+    drop(disk);
+
+    assert_eq!((data, sector_of(&image, 7)), ([0x5a; SECTOR_SIZE], [0x5a; SECTOR_SIZE]));
+    assert_eq!(domain.memory.counts().calls, 0, "no foreign mapping");
+    destroy(&rig, &[XVDA]);
 }
 
 fn sector_of(image: &Path, sector: u64) -> [u8; SECTOR_SIZE] {

@@ -16,7 +16,7 @@ use virtio_backend::{Operation, Owner};
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::channel::Channel;
 use xen_virtio::logging::HeldBack;
-use xen_virtio::model::{Device, Model, Place};
+use xen_virtio::model::{Device, Grants, Model, Place};
 use xen_virtio::protocol::{Answer, Order, Report, VERSION};
 use xen_virtio::worker;
 
@@ -31,9 +31,8 @@ impl Running {
     fn start() -> Self {
         let domain = Domain::new();
         let (channel, there) = Channel::pair().unwrap();
-        let Domain { xen, memory } = domain.clone();
-        let thread =
-            thread::spawn(move || worker::serve(there, xen.hypervisor(), xen.channels(), memory, HeldBack::default()));
+        let (hypervisor, channels, pages) = (domain.xen.hypervisor(), domain.xen.channels(), domain.clone());
+        let thread = thread::spawn(move || worker::serve(there, hypervisor, channels, pages, HeldBack::default()));
         let running = Self { domain, channel, thread };
         assert_eq!(running.answer(), Answer::Started { version: VERSION });
         running
@@ -68,10 +67,14 @@ impl Running {
     }
 
     fn attach(&self, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
+        self.attach_by(Grants::Never, number, base, descriptors)
+    }
+
+    fn attach_by(&self, grants: Grants, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
         let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/run".into() };
         let model = Model::Disk(virtio_disk::Config::default());
         let place = Place { base, irq: 33 };
-        let device = Device { id: disk_id(number), place, name: format!("disk-{number}"), owner, model };
+        let device = Device { id: disk_id(number), place, grants, name: format!("disk-{number}"), owner, model };
         self.order(&Order::Attach { device: Box::new(device) }, descriptors)
     }
 
@@ -110,6 +113,55 @@ fn a_device_without_what_its_model_needs_is_refused() {
 }
 
 #[test]
+fn a_device_by_grants_needs_the_way_to_them_and_is_told_so() {
+    let worker = Running::start();
+    let (image, gntdev) = (image(), std::fs::File::open("/dev/null").unwrap());
+
+    let nothing = reason(worker.attach_by(Grants::Only, XVDA, BASE_A, &[]));
+    let no_image = reason(worker.attach_by(Grants::Only, XVDA, BASE_A, &[gntdev.as_fd()]));
+    let no_way = reason(worker.attach_by(Grants::Allowed, XVDA, BASE_A, &[image.as_fd(), gntdev.as_fd()]));
+
+    assert!(nothing.contains("No way to the guest's grants"), "{nothing}");
+    assert!(no_image.contains("0 descriptors"), "{no_image}");
+    assert!(no_way.contains("The guest grants nothing"), "{no_way}");
+    assert_eq!(worker.attach(XVDA, BASE_A, &[image.as_fd()]), Answer::Attached { id: disk_id(XVDA) });
+}
+
+#[test]
+fn what_is_reached_by_grants_is_counted_as_such_and_no_frame_is_mapped() {
+    let worker = Running::start();
+    let (image, gntdev) = (image(), std::fs::File::open("/dev/null").unwrap());
+    worker.domain.boot_with_grants();
+    worker.attach_by(Grants::Only, XVDA, BASE_A, &[image.as_fd(), gntdev.as_fd()]);
+
+    worker.domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap();
+
+    assert_eq!(std::fs::read(image.path()).unwrap()[0], 3);
+    assert!(worker.count("grant_maps") > 0 && worker.count("grant_copies") > 0);
+    assert_eq!(worker.count("cache_map_calls"), 0);
+}
+
+#[test]
+fn b12_a_guest_that_grants_nothing_loses_the_device_that_uses_grants_only() {
+    let worker = Running::start();
+    let (image, gntdev) = (image(), std::fs::File::open("/dev/null").unwrap());
+    worker.domain.boot_with_grants();
+    worker.attach_by(Grants::Only, XVDA, BASE_A, &[image.as_fd(), gntdev.as_fd()]);
+    let vcpu = worker.domain.xen.vcpu(0);
+
+    // Its kernel knows no grants: it passes the device by, for it does not take VIRTIO_F_ACCESS_PLATFORM.
+    for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+        vcpu.write32(BASE_A + STATUS, status);
+    }
+    vcpu.write32(BASE_A + DRIVER_FEATURES_SEL, 1);
+    vcpu.write32(BASE_A + DRIVER_FEATURES, 1);
+    vcpu.write32(BASE_A + STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+
+    assert_eq!(vcpu.read32(BASE_A + STATUS) & FEATURES_OK, 0, "features are not accepted");
+    assert_eq!(worker.domain.memory.counts().calls, 0);
+}
+
+#[test]
 fn a_device_that_is_attached_twice_is_refused_and_the_first_goes_on() {
     let worker = Running::start();
     let (first, second) = (image(), image());
@@ -144,6 +196,14 @@ fn a_device_that_is_not_there_is_detached_at_once() {
 /// Offsets of registers (virtio 1.2 §4.2.2).
 const MAGIC_VALUE: u64 = 0;
 const DEVICE_ID: u64 = 8;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SEL: u64 = 0x24;
+const STATUS: u64 = 0x70;
+
+/// Bits of Status (virtio 1.2 §2.1).
+const ACKNOWLEDGE: u32 = 1;
+const DRIVER: u32 = 2;
+const FEATURES_OK: u32 = 8;
 
 #[test]
 fn a_guest_that_is_faster_than_its_device_waits_for_it() {

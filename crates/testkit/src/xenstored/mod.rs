@@ -57,12 +57,10 @@ impl Xenstored {
             move || accept(&listener, &shared)
         });
         let started = Self { socket, shared, acceptor: Some(acceptor) };
-        if domid != tree::DOM0 {
-            let home = format!("/local/domain/{domid}");
-            started.set(&home, "");
-            started.set_permissions(&home, &["n0", &format!("r{domid}")]);
-            started.set(&format!("{home}/domid"), domid.to_string());
-        }
+        let home = format!("/local/domain/{domid}");
+        started.set(&home, "");
+        started.set_permissions(&home, &["n0", &format!("r{domid}")]);
+        started.set(&format!("{home}/domid"), domid.to_string());
         Ok(started)
     }
 

@@ -10,7 +10,7 @@ use inotify::{EventStream, Inotify, WatchMask};
 
 use super::Broker;
 use super::worker::Spawner;
-use crate::config::{GuestConfig, GuestName};
+use crate::config::GuestConfig;
 
 /// Room for some events; those that do not fit come with the next read.
 const BUFFER: usize = 4096;
@@ -29,7 +29,7 @@ impl Edits {
         Self(listen().inspect_err(|error| tracing::debug!(name: "broker.edits", %error, "Edits go unnoticed")).ok())
     }
 
-    /// The name, or UUID, of the guest whose file was edited next. May be dropped while it waits.
+    /// The name, without its ending, of the guests' file that was edited next. May be dropped while it waits.
     pub(super) async fn next(&mut self) -> String {
         loop {
             let Some(stream) = &mut self.0 else { return pending().await };
@@ -55,10 +55,13 @@ fn stem(file: &OsStr) -> Option<String> {
 impl<S: Spawner> Broker<S> {
     /// Tells the operator what an edit means for the guests that run.
     pub(super) fn say_edited(&self, edited: &str) {
-        let is_meant = |names: &GuestName| [&names.name, &names.uuid].into_iter().flatten().any(|name| name == edited);
-        for (domid, guest) in self.guests.iter().filter(|(_, guest)| is_meant(&guest.names)) {
+        let directory = &self.settings.directories.configurations;
+        for (domid, guest) in &self.guests {
+            if !GuestConfig::is_of(edited, directory, &guest.names) {
+                continue;
+            }
             let name = guest.names.name.as_deref();
-            match GuestConfig::load(&self.settings.directories.configurations, &guest.names) {
+            match GuestConfig::load(directory, &guest.names) {
                 Ok(_) => tracing::info!(name: "broker.edited", domid, guest = name,
                     "The guest's configuration file has changed; the change applies at the guest's next start"),
                 Err(error) => tracing::warn!(name: "broker.edited", domid, guest = name, %error,

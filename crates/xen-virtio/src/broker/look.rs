@@ -28,7 +28,8 @@ impl<S: Spawner> Broker<S> {
                 Some(node) => self.look_at_node(&store, node).await,
                 None => self.look_at_all(&store).await,
             },
-            (Toolstack::Libxl(store), _) => self.look_for_the_dead(&store).await,
+            (Toolstack::Libxl(store), Sighting::Death) => self.look_for_the_dead(&store).await,
+            (Toolstack::Libxl(_), Sighting::Round) => self.ask_after_all(),
             (Toolstack::Static(file), _) => self.look_at_guests_of(&file).await,
         }
     }
@@ -89,8 +90,17 @@ impl<S: Spawner> Broker<S> {
         }
     }
 
+    /// Whether Xen still has a guest's server only its worker can tell; where xenstored tells nothing, that is the only
+    /// word of a guest that ended without its toolstack's closing its devices.
+    fn ask_after_all(&mut self) {
+        for guest in self.guests.values_mut().filter(|guest| guest.lifecycle.is_in_use()) {
+            drop(guest.ask_for_report());
+        }
+    }
+
     /// Looks which guests of a static file have come or gone.
     async fn look_at_guests_of(&mut self, file: &Fixed) {
+        self.ask_after_all();
         for domid in file.domids() {
             match self.guests.get_mut(&domid) {
                 None if self.spawner.has_domain(domid) => {
@@ -99,10 +109,7 @@ impl<S: Spawner> Broker<S> {
                     }
                 }
                 None => {}
-                Some(guest) if guest.lifecycle.is_in_use() => {
-                    // Whether Xen still has its server only the worker can tell.
-                    drop(guest.ask_for_report());
-                }
+                Some(guest) if guest.lifecycle.is_in_use() => {}
                 Some(_) if !self.spawner.has_domain(domid) => self.forget_all(domid, file).await,
                 Some(_) => {}
             }

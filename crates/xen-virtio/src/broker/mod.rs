@@ -17,12 +17,13 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use virtio_backend::Operation;
 
 use crate::config::GuestName;
-use crate::model::{Device, DeviceId};
+use crate::model::{Device, DeviceId, Grants};
 use crate::protocol::{Answer, Order, Report, VERSION};
 use crate::toolstack::libxl::{self, Node};
 use crate::toolstack::lifecycle::{Action, Event, News, Trouble};
@@ -289,7 +290,8 @@ impl<S: Spawner> Broker<S> {
 
     async fn take_prepared(&mut self, node: Node, prepared: anyhow::Result<Prepared>) {
         let Node { domid, id } = node;
-        let event = match prepared.and_then(|prepared| self.refuse_clash(node, prepared)) {
+        let prepared = prepared.and_then(|prepared| self.refuse_clash(node, prepared));
+        let event = match prepared.and_then(|prepared| self.give_grants(prepared)) {
             Ok(prepared) => match self.guests.get_mut(&domid) {
                 Some(guest) => {
                     guest.prepared.insert(id, prepared);
@@ -313,6 +315,17 @@ impl<S: Spawner> Broker<S> {
                     anyhow::bail!("{shared} is used already by {} of guest {whose} (domain {domid}, {id})", other.name);
                 }
             }
+        }
+        Ok(prepared)
+    }
+
+    /// Adds the way to the guest's grants, to a device that has a use for it and to no other.
+    fn give_grants(&self, mut prepared: Prepared) -> anyhow::Result<Prepared> {
+        if prepared.device.grants != Grants::Never {
+            let gntdev = self.spawner.open_gntdev();
+            prepared.descriptors.push(gntdev.with_context(|| {
+                format!("{} is to reach the guest's memory by grants, and cannot", prepared.device.name)
+            })?);
         }
         Ok(prepared)
     }

@@ -11,9 +11,9 @@ use xenstore::Store;
 
 use crate::choice::Choice;
 use crate::config::{Entry, GuestConfig, GuestName, is_plain};
-use crate::model::{Class, Device, Place};
+use crate::model::{Class, Device, Grants, Place};
 use crate::toolstack::fixed::Fixed;
-use crate::toolstack::libxl::{Description, DiskSpec, KEYS, Node, What};
+use crate::toolstack::libxl::{Description, DiskSpec, KEYS, Node, What, unsaid_grants};
 use crate::toolstack::{Toolstack, nodes};
 
 /// A device that can be attached.
@@ -21,7 +21,7 @@ use crate::toolstack::{Toolstack, nodes};
 pub struct Prepared {
     /// Its description.
     pub device: Device,
-    /// What goes with it, in the order its model wants.
+    /// What goes with it, in the order its model wants; and behind it what its [`Grants`] want.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -49,6 +49,7 @@ pub async fn prepare(toolstack: &Toolstack, directories: Directories, node: Node
 /// What is asked for, before anything of the host was looked at.
 struct Wanted {
     place: Place,
+    grants: Grants,
     name: GuestName,
     what: Source,
 }
@@ -64,7 +65,11 @@ enum Source {
 }
 
 async fn ask_libxl(store: &Store, node: Node) -> anyhow::Result<Wanted> {
-    let Description { place, what } = Description::parse(node, &nodes::keys(store, node, &KEYS).await?)?;
+    let Description { place, grants, what } = Description::parse(node, &nodes::keys(store, node, &KEYS).await?)?;
+    let grants = match grants {
+        Some(grants) => grants,
+        None => unsaid_grants(nodes::own_domid(store).await?),
+    };
     let name = nodes::guest_name(store, node.domid).await?;
     let what = match what {
         What::Disk(disk) => {
@@ -73,20 +78,20 @@ async fn ask_libxl(store: &Store, node: Node) -> anyhow::Result<Wanted> {
         }
         What::Virtio(id) => Source::Nth(id, nodes::index_among_its_kind(store, node, id).await?),
     };
-    Ok(Wanted { place, name, what })
+    Ok(Wanted { place, grants, name, what })
 }
 
 fn ask_file(file: &Fixed, node: Node) -> anyhow::Result<Wanted> {
     let found = file.device(node).zip(file.place(node));
     let ((device, index), place) = found.context("The static file has no such device")?;
     let name = GuestName { name: file.name(node.domid).map(str::to_owned), uuid: None };
-    Ok(Wanted { place, name, what: Source::Entry(device.entry.clone(), index) })
+    Ok(Wanted { place, grants: device.grants, name, what: Source::Entry(device.entry.clone(), index) })
 }
 
 impl Wanted {
     /// Opens what the device needs, while the toolstack can still be told that it cannot be served.
     fn open(self, directories: &Directories, node: Node) -> anyhow::Result<Prepared> {
-        let Self { place, name, what } = self;
+        let Self { place, grants, name, what } = self;
         let config = || GuestConfig::load(&directories.configurations, &name);
         let (choice, index) = match what {
             Source::Disk(disk, index) => (Choice::of_disk(&config()?, disk)?, index),
@@ -107,7 +112,7 @@ impl Wanted {
         tracing::info!(name: "broker.opened", domid = node.domid, device = %node.id, called, kind = model.kind(),
             host_end = model.host_end(), options = options.map_or("defaults".to_owned(), |options| options.to_string()),
             "Opened what the device needs; changes to its options apply at the guest's next start");
-        Ok(Prepared { device: Device { id: node.id, place, name: called, owner, model }, descriptors })
+        Ok(Prepared { device: Device { id: node.id, place, grants, name: called, owner, model }, descriptors })
     }
 }
 
@@ -130,7 +135,7 @@ mod tests {
         let name = GuestName { name: Some("web".into()), uuid: None };
         let place = Place { base: 0x200_0000, irq: 33 };
         let directories = Directories { configurations: guests.to_owned(), runtime: guests.to_owned() };
-        Wanted { place, name, what: Source::Disk(disk, 0) }.open(&directories, NODE)
+        Wanted { place, grants: Grants::Never, name, what: Source::Disk(disk, 0) }.open(&directories, NODE)
     }
 
     fn disk(target: &Path) -> DiskSpec {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
-use xen_ioctls::{DeviceModel, DomId, EventChannels, Kind, Privcmd};
+use xen_ioctls::{DeviceModel, DomId, EventChannels, Gntdev, Kind, Privcmd};
 
 use super::worker::{Spawned, Spawner};
 use crate::channel::Channel;
@@ -55,9 +55,17 @@ impl Spawner for OwnBinary {
         Ok(Spawned { channel: here, kill, ended: Box::pin(end_of(child, killed)) })
     }
 
+    fn open_gntdev(&self) -> anyhow::Result<OwnedFd> {
+        Ok(Gntdev::open()?.into())
+    }
+
     fn has_domain(&self, domid: u16) -> bool {
-        let asked = DomId::new(domid.into()).ok().zip(Privcmd::open().ok());
-        asked.is_some_and(|(domain, privcmd)| DeviceModel::new(Arc::new(privcmd), domain).nr_vcpus().is_ok())
+        let Some((domain, privcmd)) = DomId::new(domid.into()).ok().zip(Privcmd::open().ok()) else { return false };
+        match DeviceModel::new(Arc::new(privcmd), domain).nr_vcpus() {
+            Ok(_) => true,
+            // One that may not be served: its worker will say so.
+            Err(error) => error.kind() == Kind::Forbidden,
+        }
     }
 }
 

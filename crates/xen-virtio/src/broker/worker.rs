@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -15,13 +15,20 @@ use tokio::sync::{mpsc, oneshot};
 use crate::channel::{Channel, ChannelError};
 use crate::protocol::{Answer, Order};
 
-/// Makes workers.
+/// Makes workers, and opens what they need of Xen.
 pub trait Spawner {
     /// Starts the worker of a guest, and has told it whom to serve.
     ///
     /// # Errors
     /// It cannot be started; the message says what to do.
     fn spawn(&self, domid: u16) -> anyhow::Result<Spawned>;
+
+    /// Opens `/dev/xen/gntdev`. The kernel cannot restrict it to one guest: whoever has it reaches all that any guest
+    /// granted to this domain.
+    ///
+    /// # Errors
+    /// The kernel has none; the message says what to do.
+    fn open_gntdev(&self) -> anyhow::Result<OwnedFd>;
 
     /// Whether there is such a domain, alive or dying.
     fn has_domain(&self, domid: u16) -> bool;

@@ -1,6 +1,8 @@
 //! A guest's file, `/etc/xen-virtio/guests/<name or uuid>.toml`: what the toolstack has no words for.
 //!
-//! Read when a device of the guest is prepared, so changes apply at the guest's next start. No file means the defaults.
+//! Read when a device of the guest is prepared, so changes apply at the guest's next start. Guests without one share
+//! `default.toml`; so do those whose name a driver domain is not told. If that is not there either, all is as it is by
+//! default.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,10 +22,15 @@ pub const DIRECTORY: &str = "/etc/xen-virtio/guests";
 /// Keys of a disk that the toolstack has words for, and which.
 const TOOLSTACK_KEYS: [(&str, &str); 3] = [("image", "target="), ("read_only", "access="), ("discard", "no-discard")];
 
+/// The name of the file for guests that have none of their own.
+const SHARED: &str = "default";
+
 /// What is said of one guest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GuestConfig {
     entries: Vec<Entry>,
+    /// It is said of other guests, too.
+    is_shared: bool,
 }
 
 /// How the toolstack names a guest.
@@ -36,22 +43,39 @@ pub struct GuestName {
 }
 
 impl GuestConfig {
-    /// Reads the file of a guest from `directory`; the defaults, if there is none.
+    /// Reads the file of a guest from `directory`, or that of guests without one; all is as it is by default if there is
+    /// neither.
     ///
     /// # Errors
-    /// There is a file and it cannot be used, or there are two.
+    /// There is a file and it cannot be used, or there are two of the guest's own.
     pub fn load(directory: &Path, guest: &GuestName) -> Result<Self, ConfigError> {
-        let find = |stem: &Option<String>| match stem.as_deref().and_then(|stem| file_of(directory, stem)) {
+        let find = |stem: &str| match file_of(directory, stem) {
             Some(file) => Document::find(&file),
             None => Ok(None),
         };
-        match (find(&guest.name)?, find(&guest.uuid)?) {
+        let own = |stem: &Option<String>| stem.as_deref().map_or(Ok(None), find);
+        match (own(&guest.name)?, own(&guest.uuid)?) {
             (Some(by_name), Some(by_uuid)) => {
                 Err(ConfigError::Two { by_name: by_name.file().to_owned(), by_uuid: by_uuid.file().to_owned() })
             }
             (Some(document), None) | (None, Some(document)) => Self::parse(&document),
-            (None, None) => Ok(Self::default()),
+            (None, None) => match find(SHARED)? {
+                Some(document) => Ok(Self { is_shared: true, ..Self::parse(&document)? }),
+                None => Ok(Self::default()),
+            },
         }
+    }
+
+    /// Whether a file of this name, without its ending, is what [`load`](Self::load) reads for a guest.
+    pub fn is_of(stem: &str, directory: &Path, guest: &GuestName) -> bool {
+        let mut own = [&guest.name, &guest.uuid].into_iter().flatten();
+        let is_there = |stem: &String| file_of(directory, stem).is_some_and(|file| file.exists());
+        own.clone().any(|own| own == stem) || (stem == SHARED && !own.any(is_there))
+    }
+
+    /// Whether other guests have it, too: then not all that it says need concern this one.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Reads a guest's file, wherever it is.
@@ -102,7 +126,7 @@ impl GuestConfig {
             };
             entries.push(entry);
         }
-        Ok(Self { entries })
+        Ok(Self { entries, is_shared: false })
     }
 }
 

@@ -206,6 +206,32 @@ fn a_file_may_be_named_by_name_or_uuid_but_not_both() {
 }
 
 #[test]
+fn guests_without_a_file_or_a_name_that_is_told_share_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    let serial = |guest: &GuestName| {
+        let config = GuestConfig::load(directory.path(), guest).unwrap();
+        let Some(Model::Disk(disk)) = config.disk("xvda").map(|entry| &entry.model) else { panic!("{config:?}") };
+        (disk.serial.clone(), config.is_shared())
+    };
+    let is_of = |stem: &str, guest: &GuestName| GuestConfig::is_of(stem, directory.path(), guest);
+    let (web, other, nameless) = (names("web", "0a"), names("db", "0b"), GuestName::default());
+    write("default.toml", "[[disk]]\nvdev = \"xvda\"\nserial = \"shared\"");
+    write("web.toml", "[[disk]]\nvdev = \"xvda\"\nserial = \"own\"");
+
+    assert_eq!(serial(&web), ("own".into(), false));
+    assert_eq!(serial(&other), ("shared".into(), true));
+    assert_eq!(serial(&nameless), ("shared".into(), true));
+    assert_eq!([&web, &other, &nameless].map(|guest| is_of("default", guest)), [false, true, true]);
+    assert_eq!([&web, &other, &nameless].map(|guest| is_of("web", guest)), [true, false, false]);
+
+    write("default.toml", "[[dsik]]");
+    assert_eq!(serial(&web), ("own".into(), false), "which others have does not concern it");
+    let error = GuestConfig::load(directory.path(), &nameless).unwrap_err().to_string();
+    assert!(error.contains("default.toml:1: "), "{error}");
+}
+
+#[test]
 fn a_file_named_by_hand_is_to_be_there() {
     let file = tempfile::NamedTempFile::new().unwrap();
     assert_eq!(GuestConfig::read(file.path()).unwrap(), GuestConfig::default());

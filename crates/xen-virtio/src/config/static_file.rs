@@ -4,13 +4,14 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::claims::Claims;
 use super::document::{Document, is_plain};
 use super::entry::{Written, take};
 use super::{ConfigError, Entry};
-use crate::model::{SPIS, WINDOW_BYTES};
+use crate::model::{Grants, SPIS, WINDOW_BYTES};
 
 /// The file as a whole.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct StaticDevice {
     pub base: u64,
     /// Its interrupt as Xen counts them: 32 to 1019, no other of the guest's.
     pub irq: u32,
+    /// By which way the guest's memory is reached for it.
+    pub grants: Grants,
 }
 
 /// The domains a guest can be: from `DOMID_FIRST_RESERVED` on they have special meanings (xen.h).
@@ -135,7 +138,8 @@ impl<'i> Reader<'i> {
 fn device(written: &mut Written<'_>, others: &[StaticDevice]) -> Result<StaticDevice, ConfigError> {
     let base = base(written, others)?;
     let irq = irq(written, others)?;
-    Ok(StaticDevice { entry: written.entry()?, base, irq })
+    let grants = written.take("grants")?.map(Spanned::into_inner).unwrap_or_default();
+    Ok(StaticDevice { entry: written.entry()?, base, irq, grants })
 }
 
 fn base(written: &mut Written<'_>, others: &[StaticDevice]) -> Result<u64, ConfigError> {

@@ -47,6 +47,18 @@ fn guests_and_the_places_of_their_devices_are_understood() {
 }
 
 #[test]
+fn how_memory_is_reached_is_said_of_each_device() {
+    let keys = |number: u32| format!("[[guest.rng]]\nbase = {}\nirq = {}\n", number * 0x200, 40 + number);
+    let said = ["never", "allowed", "only"].map(|word| format!("grants = \"{word}\"\n"));
+    let devices: String = (0..).zip(&said).map(|(number, said)| keys(number) + said).collect();
+
+    let guests = parse(&format!("[[guest]]\ndomid = 3\n{devices}{}", keys(3))).unwrap();
+
+    let grants: Vec<_> = guests[0].devices.iter().map(|device| device.grants).collect();
+    assert_eq!(grants, [Grants::Never, Grants::Allowed, Grants::Only, Grants::Never]);
+}
+
+#[test]
 fn a_file_without_guests_is_one_but_a_missing_file_is_a_mistake() {
     assert_eq!(parse("# later\n").unwrap(), []);
     let error = StaticConfig::load(Path::new("/nonexistent.toml")).unwrap_err();
@@ -104,6 +116,8 @@ fn h10_mistakes_of_a_device_are_refused_with_file_and_line() {
         ("base = 0x2000200\nirq = 1020", 8, "32 to 1019"),
         ("base = 0x2000200\nirq = 0x100000021", 8, "expected u32"),
         ("base = 0x2000200\nirq = 34\nrate = 1", 9, "expected a table"),
+        ("base = 0x2000200\nirq = 34\ngrants = \"1\"", 9, "expected one of `never`, `allowed`, `only`"),
+        ("base = 0x2000200\nirq = 34\ngrants = 1", 9, "string"),
         ("base = 0x2000200\nirq = 34\nvdev = \"xvda\"", 9, "unknown field `vdev`"),
     ];
     for (keys, line, what) in rows {

@@ -11,7 +11,10 @@ use std::str::FromStr;
 
 use super::lifecycle::Sight;
 use crate::config::is_device_file;
-use crate::model::{Class, DeviceId, Place, SPIS, WINDOW_BYTES};
+use crate::model::{Class, DeviceId, Grants, Place, SPIS, WINDOW_BYTES};
+
+/// The domain that libxl itself runs in.
+pub const DOM0: u16 = 0;
 
 /// The protocols served.
 pub const CLASSES: [Class; 2] = [Class::VirtioDisk, Class::Virtio];
@@ -95,6 +98,8 @@ pub fn sight(state: Option<&str>, online: Option<&str>) -> Option<Sight> {
 pub struct Description {
     /// Where the guest finds it.
     pub place: Place,
+    /// By which way its memory is reached; [`unsaid_grants`] if libxl does not say.
+    pub grants: Option<Grants>,
     /// What it is.
     pub what: What,
 }
@@ -146,12 +151,6 @@ pub enum KeyError {
         /// What would be right.
         wanted: &'static str,
     },
-    /// The guest shall share its memory by grants only.
-    #[error(
-        "The device has grant_usage=1, and xen-virtio reaches this guest's memory by foreign mapping only; \
-         write grant_usage=0 in its specification"
-    )]
-    Grants,
 }
 
 impl Description {
@@ -164,16 +163,20 @@ impl Description {
         let keys = Keys(keys);
         keys.expect("frontend-id", &node.domid.to_string(), "the guest's domain id")?;
         keys.expect("transport", "mmio", "\"mmio\"")?;
-        // Absent before Xen 4.18, where it follows from the backend's domain.
-        if keys.0.get("grant_usage").is_some_and(|value| value != "0") {
-            return Err(KeyError::Grants);
-        }
+        let grants = keys.grants()?;
         let what = match node.id.class {
             Class::VirtioDisk => What::Disk(DiskSpec::parse(&keys)?),
             Class::Virtio | Class::Static => What::Virtio(virtio_type(&keys)?),
         };
-        Ok(Self { place, what })
+        Ok(Self { place, grants, what })
     }
+}
+
+/// By which way memory is reached where libxl says nothing of it, as before Xen 4.18, with the backend in domain
+/// `backend`: if that is not Dom0, the guest's device tree tells its kernel to use grants, which kernels understand
+/// that were made for it (libxl_arm.c, `make_virtio_mmio_node`).
+pub const fn unsaid_grants(backend: u16) -> Grants {
+    if backend == DOM0 { Grants::Never } else { Grants::Allowed }
 }
 
 impl DiskSpec {
@@ -240,6 +243,17 @@ impl<'a> Keys<'a> {
     fn expect(&self, key: &'static str, only: &str, wanted: &'static str) -> Result<(), KeyError> {
         let value = self.get(key)?;
         (value == only).then_some(()).ok_or_else(|| malformed(key, value, wanted))
+    }
+
+    /// What libxl says of grants, if anything. With `grant_usage=1` the guest's device tree says so to its kernel, and a
+    /// guest that does not listen has no business with the device.
+    fn grants(&self) -> Result<Option<Grants>, KeyError> {
+        match self.0.get("grant_usage").map(String::as_str) {
+            None => Ok(None),
+            Some("0") => Ok(Some(Grants::Never)),
+            Some("1") => Ok(Some(Grants::Only)),
+            Some(other) => Err(malformed("grant_usage", other, "0 or 1")),
+        }
     }
 
     /// Whether it is the second of two words.
@@ -337,9 +351,11 @@ mod tests {
     fn what_libxl_writes_is_understood() {
         let disk = DiskSpec { target: "/dev/vg/root".into(), vdev: "xvda".into(), read_only: false, discard: true };
         let place = Place { base: 0x0200_0000, irq: 33 };
-        assert_eq!(Description::parse(NODE, &keys()), Ok(Description { place, what: What::Disk(disk) }));
+        let described = Description { place, grants: None, what: What::Disk(disk) };
+        assert_eq!(Description::parse(NODE, &keys()), Ok(described));
         let place = Place { base: 0x0200_0200, irq: 34 };
-        assert_eq!(Description::parse(VIRTIO, &virtio_keys()), Ok(Description { place, what: What::Virtio(26) }));
+        let described = Description { place, grants: Some(Grants::Never), what: What::Virtio(26) };
+        assert_eq!(Description::parse(VIRTIO, &virtio_keys()), Ok(described));
     }
 
     #[test]
@@ -428,6 +444,9 @@ mod tests {
             ("params", ""),
             ("params", "/img\n"),
             ("dev", "\u{1b}[2J"),
+            ("grant_usage", ""),
+            ("grant_usage", "2"),
+            ("grant_usage", "yes"),
         ];
         for (key, value) in rows {
             let error = parse_with(key, value).unwrap_err();
@@ -438,9 +457,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_shares_by_grants_is_refused_with_the_remedy() {
-        assert_eq!(parse_with("grant_usage", "1"), Err(KeyError::Grants));
-        assert!(parse_with("grant_usage", "0").is_ok());
+    fn how_memory_is_reached_is_libxls_to_say_and_where_it_is_silent_follows_from_the_backends_domain() {
+        let said = |value| parse_with("grant_usage", value).unwrap().grants;
+        assert_eq!((said("0"), said("1")), (Some(Grants::Never), Some(Grants::Only)));
+        assert_eq!((unsaid_grants(0), unsaid_grants(3)), (Grants::Never, Grants::Allowed));
     }
 
     #[test]

@@ -31,11 +31,11 @@ pub enum Sighting {
     Path(String),
     /// Some domain ended.
     Death,
-    /// It is time to look at all guests of the file.
+    /// It is time to look at all guests.
     Round,
 }
 
-/// Between two looks at the guests of a static file: nobody tells when they start or end.
+/// Between two looks at guests of which nobody tells when they end.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// What tells of sightings.
@@ -47,10 +47,18 @@ pub enum Sightings {
         /// Of other devices.
         devices: Watch,
         /// Of domains that end.
-        deaths: Watch,
+        ends: Ends,
     },
-    /// Time.
+    /// Time: nobody tells when guests of a static file start or end.
     Static(Interval),
+}
+
+/// What tells of domains that end.
+pub enum Ends {
+    /// A watch in xenstore.
+    Told(Watch),
+    /// Time: xenstored tells Dom0 alone.
+    Untold(Interval),
 }
 
 impl Toolstack {
@@ -63,27 +71,48 @@ impl Toolstack {
             Self::Libxl(store) => Ok(Sightings::Libxl {
                 disks: store.watch(&libxl::class_directory(Class::VirtioDisk)).await?,
                 devices: store.watch(&libxl::class_directory(Class::Virtio)).await?,
-                deaths: store.watch("@releaseDomain").await?,
+                ends: if nodes::tells_of_ends(store).await? {
+                    Ends::Told(store.watch("@releaseDomain").await?)
+                } else {
+                    Ends::Untold(rounds())
+                },
             }),
-            Self::Static(_) => {
-                let mut rounds = interval(ROUND);
-                rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                Ok(Sightings::Static(rounds))
-            }
+            Self::Static(_) => Ok(Sightings::Static(rounds())),
         }
     }
+}
+
+fn rounds() -> Interval {
+    let mut rounds = interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
 }
 
 impl Sightings {
     /// The next; may be dropped while it waits, and loses nothing by it.
     pub async fn next(&mut self) -> Sighting {
         match self {
-            Self::Libxl { disks, devices, deaths } => tokio::select! {
+            Self::Libxl { disks, devices, ends } => tokio::select! {
                 path = disks.next() => Sighting::Path(path),
                 path = devices.next() => Sighting::Path(path),
-                _ = deaths.next() => Sighting::Death,
+                sighting = ends.next() => sighting,
             },
             Self::Static(rounds) => {
+                rounds.tick().await;
+                Sighting::Round
+            }
+        }
+    }
+}
+
+impl Ends {
+    async fn next(&mut self) -> Sighting {
+        match self {
+            Self::Told(watch) => {
+                watch.next().await;
+                Sighting::Death
+            }
+            Self::Untold(rounds) => {
                 rounds.tick().await;
                 Sighting::Round
             }

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use xenstore::wire::MessageType;
 use xenstore::{Error, Store, View};
 
-use super::libxl::{self, CLASSES, Node, state};
+use super::libxl::{self, CLASSES, DOM0, Node, state};
 use super::lifecycle::{News, Sight};
 use crate::config::GuestName;
 use crate::model::Class;
@@ -83,16 +84,36 @@ pub async fn index_among_its_kind(store: &Store, node: Node, device_id: u32) -> 
     Ok(index)
 }
 
-/// How the toolstack names a guest.
+/// The domain that this program runs in.
+///
+/// # Errors
+/// Xenstore cannot be asked, or says something that is no domain's number.
+pub async fn own_domid(store: &Store) -> Result<u16, Error> {
+    let path = "domid";
+    // libxl writes it for every domain that it makes. Dom0 has it from `xen-init-dom0`, if that has run.
+    let Some(domid) = text(store, path).await? else { return Ok(DOM0) };
+    domid.parse().map_err(|_not_a_number| Error::BadReply { operation: MessageType::Read, path: path.to_owned() })
+}
+
+/// How the toolstack names a guest, as far as it tells us: what is said of a guest outside of its devices is for Dom0 and
+/// the guest alone to read.
 ///
 /// # Errors
 /// Xenstore cannot be asked.
 pub async fn guest_name(store: &Store, domid: u16) -> Result<GuestName, Error> {
     let home = format!("/local/domain/{domid}");
-    let name = text(store, &format!("{home}/name")).await?;
-    let vm = text(store, &format!("{home}/vm")).await?;
+    let name = if_permitted(text(store, &format!("{home}/name")).await)?;
+    let vm = if_permitted(text(store, &format!("{home}/vm")).await)?;
     let uuid = vm.and_then(|vm| vm.strip_prefix("/vm/").map(str::to_ascii_lowercase));
     Ok(GuestName { name, uuid })
+}
+
+/// Whether xenstored tells of domains that end, as it does in Dom0.
+///
+/// # Errors
+/// Xenstore cannot be asked.
+pub async fn tells_of_ends(store: &Store) -> Result<bool, Error> {
+    Ok(if_permitted(store.is_domain_introduced(DOM0).await.map(Some))?.is_some())
 }
 
 /// Tells the toolstack, unless it does not wait for it any more.
@@ -124,6 +145,14 @@ pub async fn publish(store: &Store, node: Node, news: &News) -> Result<(), Error
             }
         })
         .await
+}
+
+/// What may not be asked is unknown.
+fn if_permitted<T>(answer: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+    match answer {
+        Err(error) if error.is_not_permitted() => Ok(None),
+        answer => answer,
+    }
 }
 
 /// The value of a node, if it exists and is text.

@@ -77,9 +77,17 @@ fn translate_grant(error: xen_ioctls::GrantError) -> GrantError {
     }
 }
 
-/// Frames without memory are the guest's mistake, a host without room is nobody's.
+/// Frames without memory are the guest's mistake, a host without room is nobody's, and what Xen does not let us map the
+/// operator's.
 fn translate(error: xen_ioctls::MapError) -> MapError {
     match error {
+        xen_ioctls::MapError::Pages(pages) if pages.iter().any(|page| is_refusal(page.errno)) => {
+            MapError::Host(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "Xen does not let this domain map the guest's memory: let its security policy (FLASK) allow map_read and \
+                 map_write, or have the guest share its memory by grants (grant_usage=1, and CONFIG_XEN_VIRTIO=y in its kernel)",
+            ))
+        }
         xen_ioctls::MapError::Pages(pages) if pages.iter().any(|page| page.errno == Errno::NOMEM) => MapError::Busy,
         xen_ioctls::MapError::Pages(pages) => {
             let bit = |index: usize| u32::try_from(index).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0);
@@ -88,6 +96,11 @@ fn translate(error: xen_ioctls::MapError) -> MapError {
         xen_ioctls::MapError::Call(error) if error.errno() == Errno::NOMEM => MapError::Busy,
         xen_ioctls::MapError::Call(error) => MapError::Host(io::Error::other(error)),
     }
+}
+
+/// Xen without FLASK says the one, FLASK the other.
+fn is_refusal(errno: Errno) -> bool {
+    matches!(errno, Errno::PERM | Errno::ACCESS)
 }
 
 #[cfg(test)]
@@ -114,6 +127,15 @@ mod tests {
     #[test]
     fn b05_a_host_without_room_is_not_the_guests_mistake() {
         assert!(matches!(pages(&[(0, Errno::INVAL), (1, Errno::NOMEM)]), MapError::Busy));
+    }
+
+    #[test]
+    fn what_xen_does_not_allow_is_no_hole_and_is_told_with_the_remedy() {
+        for errno in [Errno::PERM, Errno::ACCESS] {
+            let MapError::Host(error) = pages(&[(0, errno), (1, errno)]) else { panic!("{errno} is taken for a hole") };
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains("grant_usage=1"), "{error}");
+        }
     }
 
     #[test]

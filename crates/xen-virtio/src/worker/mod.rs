@@ -7,6 +7,7 @@
 //! If the broker dies the worker goes on serving, and ends when its guest has. If its own code panics it aborts: the
 //! IOREQ server stays, as it was, with Xen.
 
+mod caches;
 mod errands;
 mod interrupt;
 mod memory;
@@ -21,7 +22,6 @@ use std::process;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use guest_memory::PageSource;
 use ioreq::{EventChannels, Hypervisor};
 
 use crate::channel::Channel;
@@ -30,6 +30,7 @@ use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
 use crate::process::allow_descriptors;
 use crate::protocol::{Answer, Order, VERSION};
+pub use caches::GuestPages;
 use errands::Errands;
 use orders::Service;
 use wiring::Guest;
@@ -60,7 +61,7 @@ pub fn serve(
     channel: Channel,
     hypervisor: Arc<dyn Hypervisor>,
     events: Arc<dyn EventChannels>,
-    pages: impl PageSource,
+    pages: impl GuestPages,
     held_back: HeldBack,
 ) -> anyhow::Result<()> {
     let errands = Errands::new().context("Cannot make an eventfd")?;

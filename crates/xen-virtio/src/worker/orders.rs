@@ -12,7 +12,7 @@ use super::errands::Errands;
 use super::wiring::Guest;
 use crate::channel::{Channel, ChannelError, Received};
 use crate::logging::HeldBack;
-use crate::model::Device;
+use crate::model::{Device, Grants};
 use crate::protocol::{Answer, Counter, Order};
 
 /// From the first invalidation to unmapping what went stale: a guest that balloons invalidates thousands of times in a
@@ -150,8 +150,14 @@ impl Service {
         Next::Serve
     }
 
-    fn attach(&mut self, device: &Device, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
-        self.guest.attach(device, device.model.make(descriptors)?)
+    fn attach(&mut self, device: &Device, mut descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        let gntdev = match device.grants {
+            Grants::Never => None,
+            Grants::Allowed | Grants::Only => {
+                Some(descriptors.pop().context("No way to the guest's grants came along")?)
+            }
+        };
+        self.guest.attach(device, device.model.make(descriptors)?, gntdev)
     }
 }
 

@@ -1,21 +1,22 @@
 //! Where Xen and devices meet: everything a guest's worker is made of, put together.
 //!
-//! One IOREQ server and one pump for the guest; one bus that the pump carries accesses to; one cache of the guest's
-//! pages that all lanes share. Each device is a backend behind a virtio-mmio transport, with a window that is claimed
-//! on the bus before Xen sends accesses there, perhaps before the device itself is ready, and an interrupt line.
+//! One IOREQ server and one pump for the guest; one bus that the pump carries accesses to; caches of the guest's pages
+//! that the lanes share. Each device is a backend behind a virtio-mmio transport, with a window that is claimed on the
+//! bus before Xen sends accesses there, perhaps before the device itself is ready, and an interrupt line.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use guest_memory::{Budget, MapCache, PageSource};
 use io_bus::{Bus, Claim, Space, Window};
 use ioreq::{Buffering, CloseError, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
 use rustix::io::Errno;
 use virtio_backend::{Backend, Operation};
 use virtio_mmio::{Placeholder, Transport};
 
+use super::caches::{Caches, GuestPages};
 use super::errands::Errands;
 use super::interrupt::XenLine;
 use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
@@ -30,7 +31,7 @@ pub(super) struct Guest {
     devices: BTreeMap<DeviceId, Held>,
     pump: Pump,
     server: Arc<IoreqServer>,
-    cache: Arc<MapCache>,
+    caches: Arc<Caches>,
     bus: Arc<Bus>,
     hypervisor: Arc<dyn Hypervisor>,
     errands: Errands,
@@ -52,15 +53,15 @@ impl Guest {
     pub(super) fn start(
         hypervisor: Arc<dyn Hypervisor>,
         events: Arc<dyn EventChannels>,
-        pages: impl PageSource,
+        pages: impl GuestPages,
         errands: Errands,
     ) -> anyhow::Result<Self> {
         let server = IoreqServer::create(Arc::clone(&hypervisor), Buffering::Off)?;
         let bus = Bus::new();
-        let cache = MapCache::new(pages, Budget::default());
-        let memory = Arc::new(Memory { cache: Arc::clone(&cache), errands: errands.clone() });
+        let caches = Caches::new(pages);
+        let memory = Arc::new(Memory { caches: Arc::clone(&caches), errands: errands.clone() });
         let pump = Pump::spawn(Arc::clone(&server), events, Arc::clone(&bus), memory)?;
-        Ok(Self { devices: BTreeMap::new(), pump, server, cache, bus, hypervisor, errands })
+        Ok(Self { devices: BTreeMap::new(), pump, server, caches, bus, hypervisor, errands })
     }
 
     /// Claims a device's window: accesses to it wait from now on, until it is [filled](Self::attach),
@@ -86,14 +87,19 @@ impl Guest {
         }
     }
 
-    /// Serves a device: when this returns, the guest may touch it.
+    /// Serves a device: when this returns, the guest may touch it. `gntdev` comes with one that may use grants.
     ///
     /// # Errors
     /// It is served already, its window is taken or Xen refuses it; nothing of it stays behind but its reservation.
-    pub(super) fn attach(&mut self, device: &Device, backend: Arc<dyn Backend>) -> anyhow::Result<()> {
-        let Device { id, place, name, .. } = device;
+    pub(super) fn attach(
+        &mut self,
+        device: &Device,
+        backend: Arc<dyn Backend>,
+        gntdev: Option<OwnedFd>,
+    ) -> anyhow::Result<()> {
+        let Device { id, place, grants, name, .. } = device;
         let line = Arc::new(XenLine { hypervisor: Arc::clone(&self.hypervisor), irq: place.irq });
-        let transport = Transport::new(backend, line, Arc::clone(&self.cache), name)?;
+        let transport = Transport::new(backend, line, self.caches.of(*grants, gntdev)?, name)?;
         let is_reserved = matches!(self.devices.get(id), Some(Held { transport: None, .. }));
         if !is_reserved {
             self.reserve(*id, *place)?;
@@ -130,7 +136,7 @@ impl Guest {
         self.leave_the_dead();
         let removed = self.devices.remove(&id);
         // Mappings do not know for which device they were made; the others map again what they need.
-        self.cache.invalidate();
+        self.caches.invalidate();
         self.unmap_stale();
         removed.and_then(|held| held.transport).is_none_or(|transport| transport.was_touched())
     }
@@ -150,7 +156,7 @@ impl Guest {
     /// Unmaps guest memory that went stale and that no request holds, even if its devices idle.
     pub(super) fn unmap_stale(&self) {
         self.transports().for_each(|(_, transport)| transport.release_memory());
-        self.cache.sweep();
+        self.caches.sweep();
     }
 
     /// How it is going.
@@ -222,19 +228,6 @@ impl Guest {
             overflows,
             failed_signals,
         } = self.pump.counts();
-        let guest_memory::Stats {
-            hits,
-            refills,
-            misses,
-            map_calls,
-            pages_mapped,
-            holes,
-            evictions,
-            invalidations: _,
-            busy,
-            bytes_mapped,
-            bytes_pinned,
-        } = self.cache.stats();
         let pairs = [
             ("traps", requests),
             ("trap_reads", reads),
@@ -246,30 +239,21 @@ impl Guest {
             ("spurious_wakes", spurious_wakes),
             ("overflows", overflows),
             ("failed_signals", failed_signals),
-            ("cache_hits", hits),
-            ("cache_refills", refills),
-            ("cache_misses", misses),
-            ("cache_map_calls", map_calls),
-            ("cache_pages_mapped", pages_mapped),
-            ("cache_holes", holes),
-            ("cache_evictions", evictions),
-            ("cache_busy", busy),
-            ("cache_bytes_mapped", bytes_mapped),
-            ("cache_bytes_pinned", bytes_pinned),
         ];
-        pairs.map(|(name, value)| Counter::new(name, value)).into()
+        let pump = pairs.map(|(name, value)| Counter::new(name, value));
+        pump.into_iter().chain(self.caches.counters()).collect()
     }
 }
 
 /// The guest's memory, as the pump knows it. Without string instructions to memory, of which Arm has none.
 struct Memory {
-    cache: Arc<MapCache>,
+    caches: Arc<Caches>,
     errands: Errands,
 }
 
 impl GuestRam for Memory {
     fn invalidate(&self) {
-        self.cache.invalidate();
+        self.caches.invalidate();
         self.errands.memory_went_stale();
     }
 }

@@ -3,16 +3,43 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use anyhow::Context;
+use guest_memory::Sources;
 use ioreq::{EventChannels, GuestChannels, GuestDomain, Hypervisor};
 use xen_ioctls::{DeviceModel, DomId, Privcmd};
 
-use super::memory::ForeignPages;
+use super::caches::GuestPages;
+use super::memory::{ForeignPages, GrantedPages};
+use crate::model::Grants;
 
 /// What a guest is served through.
 pub(super) struct Xen {
     pub(super) hypervisor: Arc<dyn Hypervisor>,
     pub(super) events: Arc<dyn EventChannels>,
-    pub(super) pages: ForeignPages,
+    pub(super) pages: XenPages,
+}
+
+/// The ways to a guest's pages: descriptors that Xen and the kernel answer.
+pub(super) struct XenPages {
+    privcmd: Arc<Privcmd>,
+    domain: DomId,
+}
+
+impl GuestPages for XenPages {
+    fn sources(&self, grants: Grants, gntdev: Option<OwnedFd>) -> anyhow::Result<Sources> {
+        let foreign = || ForeignPages { privcmd: Arc::clone(&self.privcmd), domain: self.domain };
+        let granted = || {
+            let gntdev = Arc::new(
+                gntdev.context("The guest's memory is to be reached by grants, and there is no way to them")?.into(),
+            );
+            anyhow::Ok(GrantedPages { gntdev, domain: self.domain })
+        };
+        Ok(match grants {
+            Grants::Never => foreign().into(),
+            Grants::Allowed => Sources::from(foreign()).with_grants(granted()?),
+            Grants::Only => Sources::grants(granted()?),
+        })
+    }
 }
 
 impl Xen {
@@ -25,7 +52,7 @@ impl Xen {
         Ok(Self {
             hypervisor: Arc::new(GuestDomain::new(model)),
             events: Arc::new(events),
-            pages: ForeignPages { privcmd, domain },
+            pages: XenPages { privcmd, domain },
         })
     }
 }

@@ -1,11 +1,16 @@
 //! A guest domain as Xen and its drivers have it.
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 
-use testkit::driver::{GuestHal, MmioTransport, VcpuWindow};
+use anyhow::Context;
+use guest_memory::Sources;
+use testkit::driver::{GuestHal, MmioTransport, VcpuWindow, Way};
 use testkit::memory::FakeForeignMemory;
 use testkit::xen::FakeXen;
 use virtio_drivers::device::blk::VirtIOBlk;
+use xen_virtio::model::Grants;
+use xen_virtio::worker::GuestPages;
 
 pub const RAM: u64 = 0x4000_0000;
 const RAM_BYTES: u64 = 16 << 20;
@@ -23,11 +28,20 @@ pub type DiskDriver = VirtIOBlk<GuestHal, MmioTransport<VcpuWindow>>;
 pub struct Domain {
     pub xen: Arc<FakeXen>,
     pub memory: FakeForeignMemory,
+    /// What a device reaches that uses grants, once the guest has booted so.
+    granted: Arc<Mutex<Option<Sources>>>,
 }
 
 impl Domain {
     pub fn new() -> Self {
-        Self { xen: FakeXen::new(2), memory: FakeForeignMemory::new(&[(RAM, RAM_BYTES)]) }
+        let memory = FakeForeignMemory::new(&[(RAM, RAM_BYTES)]);
+        Self { xen: FakeXen::new(2), memory, granted: Arc::default() }
+    }
+
+    /// Makes the calling thread the guest, whose drivers name memory by grants.
+    pub fn boot_with_grants(&self) {
+        let sources = GuestHal::boot_by(Way::Grants, self.memory.clone(), RAM, RAM + DRIVERS_BYTES);
+        *self.granted.lock().unwrap() = Some(sources);
     }
 
     /// Runs `program` in the guest.
@@ -44,5 +58,15 @@ impl Domain {
     /// Whether Xen knows nothing of us any more.
     pub fn is_forgotten(&self) -> bool {
         self.xen.servers().is_empty() && self.memory.counts().live == 0
+    }
+}
+
+impl GuestPages for Domain {
+    fn sources(&self, grants: Grants, gntdev: Option<OwnedFd>) -> anyhow::Result<Sources> {
+        assert_eq!(gntdev.is_some(), grants != Grants::Never);
+        match grants {
+            Grants::Never => Ok(self.memory.clone().into()),
+            Grants::Allowed | Grants::Only => self.granted.lock().unwrap().take().context("The guest grants nothing"),
+        }
     }
 }

@@ -42,13 +42,24 @@ pub struct Rig {
     pub xenstored: Xenstored,
     pub directory: TempDir,
     pub requests: mpsc::Sender<Request>,
+    /// The domain that the broker runs in.
+    domid: u16,
     broker: Option<JoinHandle<Vec<u16>>>,
 }
+
+/// Where the broker runs if that is not Dom0.
+pub const DRIVER_DOMAIN: u16 = 3;
 
 impl Rig {
     /// Starts a broker over what `before` has put into xenstore.
     pub fn start_with(spawner: impl Spawner + Send + 'static, patience: Duration, before: impl FnOnce(&Self)) -> Self {
         Self::start_as(spawner, patience, None, before)
+    }
+
+    /// A broker in a driver domain, started over what `before` has put into xenstore.
+    pub fn start_in_driver_domain(before: impl FnOnce(&Self)) -> (Self, Workers) {
+        let (spawner, workers) = workers();
+        (Self::start_in(DRIVER_DOMAIN, spawner, CLOSING_PATIENCE, None, before), workers)
     }
 
     /// The same, serving one kind of device only, if one is given.
@@ -58,11 +69,20 @@ impl Rig {
         only: Option<u32>,
         before: impl FnOnce(&Self),
     ) -> Self {
+        Self::start_in(0, spawner, patience, only, before)
+    }
+
+    fn start_in(
+        domid: u16,
+        spawner: impl Spawner + Send + 'static,
+        patience: Duration,
+        only: Option<u32>,
+        before: impl FnOnce(&Self),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let xenstored = Xenstored::start(directory.path().join("xenstored")).unwrap();
+        let xenstored = Xenstored::start_for(domid, directory.path().join("xenstored")).unwrap();
         let (requests, for_broker) = mpsc::channel(8);
-        let mut rig = Self { xenstored, directory, requests, broker: None };
-        rig.set("/local/domain/0/domid", "0");
+        let mut rig = Self { xenstored, directory, requests, domid, broker: None };
         before(&rig);
         let socket = rig.xenstored.socket().to_owned();
         let here = rig.directory.path();
@@ -93,7 +113,12 @@ impl Rig {
     /// As `xl create` does, up to the point where it waits.
     pub fn create_disk(&self, domid: u16, number: u32, image: &Path) {
         self.write_disk(domid, number, image);
-        self.set(&node(domid, number, "state"), "1");
+        self.set(&self.node(domid, number, "state"), "1");
+    }
+
+    /// A node of a disk.
+    pub fn node(&self, domid: u16, number: u32, key: &str) -> String {
+        node_of(self.domid, domid, number, key)
     }
 
     /// All of a disk but its state, which makes it whole.
@@ -103,6 +128,9 @@ impl Rig {
         self.xenstored.introduce_domain(domid);
         self.set(&format!("/local/domain/{domid}/name"), &format!("guest-{domid}"));
         self.set(&format!("/local/domain/{domid}/vm"), &format!("/vm/0000-{domid}"));
+        let directory = format!("/local/domain/{}/backend/virtio_disk/{domid}/{number}", self.domid);
+        self.set(&directory, "");
+        self.xenstored.set_permissions(&directory, &[&format!("n{}", self.domid), &format!("r{domid}")]);
         for (key, value) in [
             ("frontend-id", &*domid.to_string()),
             ("online", "1"),
@@ -116,7 +144,7 @@ impl Rig {
             ("base", &(0x0200_0000 + index * 0x200).to_string()),
             ("irq", &(33 + index).to_string()),
         ] {
-            self.set(&node(domid, number, key), value);
+            self.set(&self.node(domid, number, key), value);
         }
     }
 
@@ -151,12 +179,12 @@ impl Rig {
 
     /// As `xl destroy` does, up to the point where it waits.
     pub fn close_disk(&self, domid: u16, number: u32) {
-        self.set(&node(domid, number, "online"), "0");
-        self.set(&node(domid, number, "state"), "5");
+        self.set(&self.node(domid, number, "online"), "0");
+        self.set(&self.node(domid, number, "state"), "5");
     }
 
     pub fn state(&self, domid: u16, number: u32) -> Option<String> {
-        self.text(&node(domid, number, "state"))
+        self.text(&self.node(domid, number, "state"))
     }
 
     pub fn text(&self, path: &str) -> Option<String> {
@@ -165,7 +193,7 @@ impl Rig {
 
     #[track_caller]
     pub fn wait_for_state(&self, domid: u16, number: u32, state: &str) {
-        let reached = self.xenstored.wait_for_value(&node(domid, number, "state"), state);
+        let reached = self.xenstored.wait_for_value(&self.node(domid, number, "state"), state);
         assert!(reached, "state of {domid}/{number} is {:?} and not {state}", self.state(domid, number));
     }
 
@@ -173,7 +201,7 @@ impl Rig {
     #[track_caller]
     pub fn wait_for_refusal(&self, domid: u16, number: u32) -> String {
         wait_until(|| self.state(domid, number).is_none());
-        self.text(&node(domid, number, "error")).expect("a reason")
+        self.text(&self.node(domid, number, "error")).expect("a reason")
     }
 
     /// Waits until the broker has dealt with everything that happened before.
@@ -222,8 +250,13 @@ fn run_broker(
     })
 }
 
+/// A node of a disk whose backend is in Dom0.
 pub fn node(domid: u16, number: u32, key: &str) -> String {
-    format!("/local/domain/0/backend/virtio_disk/{domid}/{number}/{key}")
+    node_of(0, domid, number, key)
+}
+
+fn node_of(backend: u16, domid: u16, number: u32, key: &str) -> String {
+    format!("/local/domain/{backend}/backend/virtio_disk/{domid}/{number}/{key}")
 }
 
 pub fn virtio_node(domid: u16, number: u32, key: &str) -> String {
@@ -246,10 +279,11 @@ pub fn wait_until(condition: impl Fn() -> bool) {
 /// Hands what the broker starts to the test.
 pub struct TestSpawner(std_mpsc::Sender<TestWorker>, Arc<Domains>);
 
-/// Whether there are domains, as a test has it, and how often that was asked.
+/// Whether there are domains, as a test has it, and how often that was asked; and whether there is a gntdev.
 struct Domains {
     exist: AtomicBool,
     asked: AtomicU32,
+    gntdev: AtomicBool,
 }
 
 /// The workers that were started, in order.
@@ -257,7 +291,8 @@ pub struct Workers(std_mpsc::Receiver<TestWorker>, Arc<Domains>);
 
 pub fn workers() -> (TestSpawner, Workers) {
     let (started, workers) = std_mpsc::channel();
-    let domains = Arc::new(Domains { exist: AtomicBool::new(true), asked: AtomicU32::new(0) });
+    let domains =
+        Arc::new(Domains { exist: AtomicBool::new(true), asked: AtomicU32::new(0), gntdev: AtomicBool::new(true) });
     (TestSpawner(started, Arc::clone(&domains)), Workers(workers, domains))
 }
 
@@ -280,6 +315,11 @@ impl Spawner for TestSpawner {
         Ok(Spawned { channel, kill, ended })
     }
 
+    fn open_gntdev(&self) -> anyhow::Result<OwnedFd> {
+        anyhow::ensure!(self.1.gntdev.load(Ordering::SeqCst), "no grants here: modprobe xen-gntdev");
+        Ok(std::fs::File::open("/dev/null")?.into())
+    }
+
     fn has_domain(&self, _domid: u16) -> bool {
         self.1.asked.fetch_add(1, Ordering::SeqCst);
         self.1.exist.load(Ordering::SeqCst)
@@ -296,6 +336,11 @@ impl Workers {
 
     pub fn none(&self) -> bool {
         self.0.try_recv().is_err()
+    }
+
+    /// Takes the kernel's driver for grants away.
+    pub fn no_gntdev(&self) {
+        self.1.gntdev.store(false, Ordering::SeqCst);
     }
 
     /// Has all domains go, the broker notice, and domains of the same numbers come.
@@ -338,16 +383,30 @@ impl TestWorker {
         }
     }
 
+    /// The next order that is not to say how the guest is, which the broker may ask at any time: it is well.
+    #[track_caller]
+    pub fn order_to_do(&self) -> (Order, Vec<OwnedFd>) {
+        loop {
+            match self.order() {
+                (Order::Report, _) => self.say(&Answer::Report(Report { alive: true, ..Report::default() })),
+                order => return order,
+            }
+        }
+    }
+
+    /// Is asked how the guest is: it has ended.
+    #[track_caller]
+    pub fn report_the_guests_end(&self) {
+        assert_eq!(self.order().0, Order::Report);
+        self.say(&Answer::Report(Report { alive: false, ..Report::default() }));
+    }
+
     /// Expects to be told to serve a device.
     #[track_caller]
     pub fn told_to_attach(&self) -> (Device, Vec<OwnedFd>) {
-        loop {
-            match self.order() {
-                (Order::Attach { device }, descriptors) => return (*device, descriptors),
-                // It may have taken the broker long enough to ask, meanwhile, how the guest is.
-                (Order::Report, _) => self.say(&Answer::Report(Report { alive: true, ..Report::default() })),
-                (other, _) => panic!("told {other:?}"),
-            }
+        match self.order_to_do() {
+            (Order::Attach { device }, descriptors) => (*device, descriptors),
+            (other, _) => panic!("told {other:?}"),
         }
     }
 
@@ -361,7 +420,7 @@ impl TestWorker {
 
     #[track_caller]
     pub fn told_to_detach(&self, number: u32) {
-        assert_eq!(self.order().0, Order::Detach { id: disk_id(number) });
+        assert_eq!(self.order_to_do().0, Order::Detach { id: disk_id(number) });
     }
 
     #[track_caller]
@@ -373,7 +432,7 @@ impl TestWorker {
     /// Is told to end, and does.
     #[track_caller]
     pub fn stop(self) {
-        assert_eq!(self.order().0, Order::Stop);
+        assert_eq!(self.order_to_do().0, Order::Stop);
         self.end("exit status: 0");
     }
 
