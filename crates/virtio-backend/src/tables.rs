@@ -13,12 +13,21 @@ use vm_memory::{Bytes, GuestAddress};
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
-/// The granted indirect tables of the next chains, `count` at most. What is wrong with a chain is left for the walk to
-/// find: a table that is missing here cannot be read there.
-pub(crate) fn granted_tables_ahead(queue: &Queue, view: &View, count: u16) -> SmallVec<[(GuestAddress, usize); 8]> {
-    let available = queue.avail_idx(view, Ordering::Acquire).unwrap_or(Wrapping(queue.next_avail()));
-    let ahead = (available - Wrapping(queue.next_avail())).0.min(count).min(queue.size());
-    (0..ahead).filter_map(|nth| table_of(queue, view, head(queue, view, nth)?)).collect()
+/// How many chains there are to be taken, `limit` at most, and their granted indirect tables. Chains that come after this
+/// look are not to be walked before the next one, as their tables are not among these. What is wrong with a chain is left
+/// for the walk to find: a table that is missing here cannot be read there.
+///
+/// # Errors
+/// The available ring cannot be read.
+pub(crate) fn look_ahead(
+    queue: &Queue,
+    view: &View,
+    limit: u16,
+) -> Result<(usize, SmallVec<[(GuestAddress, usize); 8]>), virtio_queue::Error> {
+    let available = queue.avail_idx(view, Ordering::Acquire)?;
+    let ahead = (available - Wrapping(queue.next_avail())).0.min(limit).min(queue.size());
+    let tables = (0..ahead).filter_map(|nth| table_of(queue, view, head(queue, view, nth)?)).collect();
+    Ok((ahead.into(), tables))
 }
 
 /// The head of the chain that comes after `nth` others.
