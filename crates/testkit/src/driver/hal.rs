@@ -86,13 +86,14 @@ fn access_for(direction: BufferDirection) -> Access {
 // SAFETY: `dma_alloc` lends pages of the guest's memory, mapped as long as `GUEST` holds it, page aligned, zeroed, and
 // lent to nobody else until `dma_dealloc`.
 unsafe impl Hal for GuestHal {
-    fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+    /// What a driver keeps for long is writable for the device whatever it is for, as Linux grants coherent memory.
+    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         with_arena(|arena| {
             let (address, len) = (arena.take(pages), pages * PAGE_SIZE);
             arena.memory.write(address, &vec![0; len]);
             let memory = arena.memory.slice(address, len);
             let pointer = NonNull::new(memory.ptr_guard_mut().as_ptr()).expect("memory is not at address 0");
-            (arena.lender.lend(address, len, access_for(direction)), pointer)
+            (arena.lender.lend(address, len, Access::Write), pointer)
         })
     }
 
