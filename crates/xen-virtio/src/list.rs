@@ -9,6 +9,7 @@ use anyhow::Context;
 use crate::broker::control::{DeviceListing, Listing};
 use crate::client;
 use crate::failure::Failure;
+use crate::model::Grants;
 
 /// Asks the broker whose runtime directory this is, and prints what it says.
 ///
@@ -41,7 +42,7 @@ fn table(listing: &Listing) -> String {
 }
 
 fn headline(device: &DeviceListing) -> String {
-    let DeviceListing { id, model, name, host_end, base, irq, state, driver, counters: _ } = device;
+    let DeviceListing { id, model, name, host_end, grants, base, irq, state, driver, counters: _ } = device;
     let mut text = match (model, name) {
         (Some(model), Some(name)) if name.starts_with(model) => printable(name),
         (Some(model), Some(name)) => format!("{model} {}", printable(name)),
@@ -53,6 +54,11 @@ fn headline(device: &DeviceListing) -> String {
     text += &format!(": {}", printable(state));
     if let Some(driver) = driver {
         text += &format!(", driver {}", printable(driver));
+    }
+    match grants {
+        None | Some(Grants::Never) => {}
+        Some(Grants::Allowed) => text += ", memory by grants if the guest likes",
+        Some(Grants::Only) => text += ", memory by grants",
     }
     if let Some(host_end) = host_end.as_deref().filter(|host_end| !host_end.is_empty()) {
         text += &format!("; {}", printable(host_end));
@@ -101,6 +107,7 @@ mod tests {
             model: Some("disk".into()),
             name: Some("xvda".into()),
             host_end: Some("/dev/vg/web".into()),
+            grants: Some(Grants::Never),
             base: Some(0x200_0000),
             irq: Some(33),
             state: "serving".into(),
@@ -124,11 +131,19 @@ mod tests {
     }
 
     #[test]
+    fn a_device_whose_memory_is_not_mapped_is_told_from_those_whose_is() {
+        let text = table(&guest("web", DeviceListing { grants: Some(Grants::Only), ..disk() }));
+
+        assert!(text.contains(": serving, driver running, memory by grants; /dev/vg/web\n"), "{text}");
+    }
+
+    #[test]
     fn a_device_of_which_nothing_is_known_yet_is_shown_by_its_place() {
         let unknown = DeviceListing {
             model: None,
             name: None,
             host_end: None,
+            grants: None,
             base: None,
             irq: None,
             driver: None,

@@ -82,6 +82,7 @@ mod tests {
             model: None,
             name: None,
             host_end: None,
+            grants: None,
             base: None,
             irq: None,
             state: (*state).into(),

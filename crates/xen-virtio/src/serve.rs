@@ -17,8 +17,8 @@ use crate::failure::Failure;
 use crate::logging;
 use crate::model::Model;
 use crate::process::StopSignals;
-use crate::toolstack::Toolstack;
 use crate::toolstack::fixed::Fixed;
+use crate::toolstack::{Toolstack, nodes};
 
 /// The lock's name in the runtime directory.
 const LOCK: &str = "lock";
@@ -38,7 +38,7 @@ pub fn run(options: &Serve) -> Result<(), Failure> {
 async fn serve(options: &Serve) -> Result<(), Failure> {
     let toolstack = match &options.static_file {
         Some(file) => Toolstack::Static(Fixed::load(file).map_err(anyhow::Error::from)?),
-        None => Toolstack::Libxl(Store::connect(xenstore::Options::default()).await.map_err(anyhow::Error::from)?),
+        None => Toolstack::Libxl(connect().await.map_err(anyhow::Error::from)?),
     };
     let directory = &options.runtime.directory;
     let listener = control::listen(directory)
@@ -65,6 +65,15 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
             "Stopped; these guests' devices go on working, each served by its worker until the guest ends");
     }
     Ok(())
+}
+
+/// Connects to xenstored, and says from where.
+async fn connect() -> Result<Store, xenstore::Error> {
+    let store = Store::connect(xenstore::Options::default()).await?;
+    let domid = nodes::own_domid(&store).await?;
+    tracing::info!(name: "serve.connected", domid, xenstore = &*store.address(),
+        "Running in this domain, and connected to xenstored");
+    Ok(store)
 }
 
 fn announce_ready() {

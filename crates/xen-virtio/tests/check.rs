@@ -80,6 +80,34 @@ fn a_guest_without_mistakes_is_shown_with_its_devices() {
 }
 
 #[test]
+fn a_device_that_reaches_memory_by_grants_is_shown_as_one() {
+    let desk = Desk::new();
+    let virtio = |rest: &str| format!("\"type=virtio,device4, transport=mmio{rest}\",\n");
+    let entries =
+        [virtio(""), virtio(", grant_usage=1"), virtio(", backend=DomD"), virtio(", backend=DomD, grant_usage=0")];
+    desk.write("web.cfg", &format!("name = \"web\"\nvirtio = [\n{}]\n", entries.concat()));
+
+    let output = desk.check(&["web.cfg", "--guests", "guests"]);
+
+    assert_eq!(desk.words(&output.stderr), "");
+    let words = desk.words(&output.stdout);
+    let expected = [
+        "web: 4 virtio devices",
+        "  rng0 at 0x2000000, interrupt 33: the kernel's random numbers",
+        "    options: defaults",
+        "  rng1 at 0x2000200, interrupt 34: the kernel's random numbers",
+        "    options: defaults",
+        "    memory: by grants alone (grant_usage=1), for which its kernel needs CONFIG_XEN_VIRTIO",
+        "  device4 at 0x2000400, interrupt 35: served by domain DomD",
+        "    memory: by grants alone, for which its kernel needs CONFIG_XEN_VIRTIO: grant_usage=1 is xl's default with a \
+         backend in another domain",
+        "  device4 at 0x2000600, interrupt 36: served by domain DomD",
+        "xl reads virtio=[] since Xen 4.18, and reads past it before",
+    ];
+    assert_eq!(words.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn all_mistakes_are_told_each_with_its_place_and_the_exit_code_is_1() {
     let desk = Desk::new();
     desk.write(

@@ -253,6 +253,20 @@ fn windows_that_overlap_fail_the_later_creation_only() {
 }
 
 #[test]
+fn a_guest_that_xens_policy_keeps_from_us_fails_alone() {
+    let domain = Domain::new();
+    domain.xen.fail_next(DmOp::CreateServer, Errno::ACCESS);
+    let rig = start(&domain);
+    create(&rig, XVDA, "denied.img");
+    let reason = rig.wait_for_refusal(5, XVDA);
+
+    rig.create_disk(6, XVDA, &rig.image("allowed.img", 1 << 20));
+    rig.wait_for_state(6, XVDA, "2");
+
+    assert!(reason.contains("Cannot create an IOREQ server"), "{reason}");
+}
+
+#[test]
 fn a_xen_without_ioreq_servers_fails_the_creation_with_the_reason() {
     let domain = Domain::new();
     let rig = start(&domain);

@@ -19,6 +19,7 @@ use virtio_backend::Operation;
 use super::Request;
 pub use super::ask::Outcome;
 use super::guest::GuestView;
+use crate::model::Grants;
 use crate::protocol::{Counter, Report};
 
 /// The socket's name in the runtime directory.
@@ -78,6 +79,8 @@ pub struct DeviceListing {
     pub name: Option<String>,
     /// Its end on the host, in words.
     pub host_end: Option<String>,
+    /// By which way it reaches the guest's memory.
+    pub grants: Option<Grants>,
     /// Guest-physical address of its registers.
     pub base: Option<u64>,
     /// Its interrupt.
@@ -172,6 +175,7 @@ fn merge(view: GuestView, report: Report) -> GuestListing {
             model: device.map(|device| device.model.kind().to_owned()),
             name: device.map(|device| device.name.clone()),
             host_end: device.map(|device| device.model.host_end()),
+            grants: device.map(|device| device.grants),
             base: device.map(|device| device.place.base),
             irq: device.map(|device| device.place.irq),
             state: shown.stage.to_owned(),

@@ -4,11 +4,12 @@
 //! the socket, and are restricted to the guest before they are: not even a worker's first instruction can reach more.
 
 use std::cell::Cell;
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use xen_ioctls::{DeviceModel, DomId, EventChannels, Gntdev, Kind, Privcmd};
@@ -87,9 +88,35 @@ async fn end_of(mut child: Child, killed: oneshot::Receiver<()>) -> String {
 /// # Errors
 /// It is not; the message says what is missing.
 pub fn find_xen() -> anyhow::Result<()> {
-    Privcmd::open()?.probe()?;
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    Privcmd::open()?.probe().map_err(|error| explained(error, &command_line))?;
     EventChannels::open()?;
     Ok(())
+}
+
+/// Xen was asked about a domain that does not exist, and says so to whoever asks. What forbids that is the kernel, which
+/// since XSA-482 keeps programs in a driver domain from all guests unless told otherwise (drivers/xen/privcmd.c).
+fn explained(error: xen_ioctls::Error, command_line: &str) -> anyhow::Error {
+    match error.kind() {
+        Kind::Forbidden if is_unrestricted(command_line) => anyhow!(
+            "This kernel keeps programs of its domain from all guests, although it was booted with \
+             xen_privcmd.unrestricted=1: it is locked down. Boot it without lockdown"
+        ),
+        Kind::Forbidden => anyhow!(
+            "This kernel keeps programs of its domain from all guests, as kernels of driver domains do since XSA-482: boot \
+             it with xen_privcmd.unrestricted=1"
+        ),
+        _ => error.into(),
+    }
+}
+
+/// Whether the kernel was told so, in one of its ways to write a yes; it takes `-` and `_` for the same.
+fn is_unrestricted(command_line: &str) -> bool {
+    command_line.split_whitespace().any(|word| {
+        let (name, value) = word.split_once('=').unwrap_or((word, "1"));
+        name.replace('-', "_") == "xen_privcmd.unrestricted"
+            && ["1", "y", "Y", "on", "t", "T"].iter().any(|yes| value.starts_with(yes))
+    })
 }
 
 impl OwnBinary {
@@ -113,5 +140,33 @@ impl OwnBinary {
             }
             restricted => restricted,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_keeps_us_from_guests_is_told_with_what_lifts_that() {
+        for (command_line, unrestricted) in [
+            ("console=hvc0 xen_privcmd.unrestricted=1", true),
+            ("xen-privcmd.unrestricted=Y quiet", true),
+            ("xen_privcmd.unrestricted", true),
+            ("xen_privcmd.unrestricted=0", false),
+            ("unrestricted=1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_unrestricted(command_line), unrestricted, "{command_line}");
+        }
+    }
+
+    #[test]
+    fn what_is_lacking_otherwise_is_told_as_it_is() {
+        let null = Privcmd::from(OwnedFd::from(File::open("/dev/null").unwrap()));
+        let error = explained(null.probe().unwrap_err(), "");
+        assert!(error.to_string().contains("Looking for IOREQ servers"), "{error}");
     }
 }

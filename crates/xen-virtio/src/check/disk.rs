@@ -1,6 +1,6 @@
 //! An entry of `disk=[...]` (xl-disk-configuration(5)), as libxl's own reader understands it (libxlu_disk_l.l).
 
-use super::server::Server;
+use super::server::{Memory, Server};
 use crate::toolstack::libxl::DiskSpec;
 
 /// A disk, as it is written. What is not about virtio disks is read past.
@@ -28,6 +28,8 @@ pub(super) struct DiskEntry {
     pub(super) spec: DiskSpec,
     /// Who is to serve it.
     pub(super) server: Server,
+    /// By which way it reaches the guest's memory.
+    pub(super) memory: Memory,
 }
 
 /// Flags that mean nothing to a virtio disk.
@@ -169,7 +171,8 @@ impl<'e> Written<'e> {
         }
         let target = self.target.filter(|target| !target.is_empty());
         let target = target.ok_or("There is no target=, which is the image; it comes last")?;
-        let server = Server::new(self.backend, self.grants)?;
+        let server = Server::new(self.backend);
+        let memory = Memory::new(&server, self.grants);
         Ok(Some(DiskEntry {
             spec: DiskSpec {
                 target: target.into(),
@@ -178,6 +181,7 @@ impl<'e> Written<'e> {
                 discard: self.discard.unwrap_or(!read_only),
             },
             server,
+            memory,
         }))
     }
 }

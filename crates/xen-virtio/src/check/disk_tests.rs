@@ -24,6 +24,7 @@ fn a_disk_may_be_written_in_many_ways() {
         let expected = DiskEntry {
             spec: DiskSpec { target: "/dev/vg/web".into(), vdev: "xvda".into(), read_only: false, discard: true },
             server: Server::Us,
+            memory: Memory::Frames,
         };
         assert_eq!(virtio(&entry), expected, "{entry}");
     }
@@ -41,6 +42,16 @@ fn a_disk_that_cannot_be_written_cannot_be_discarded_unless_it_is_said() {
     let read_only = disk("access=ro");
     assert_eq!((read_only.spec.read_only, read_only.spec.discard), (true, false));
     assert!(!disk("no-discard").spec.discard && disk("discard,access=r").spec.discard);
+}
+
+#[test]
+fn another_domain_has_grants_unless_it_is_said_otherwise_and_we_have_none() {
+    let memory = |words: &str| virtio(&format!("vdev=xvda,{words},{VIRTIO},target=/a")).memory;
+    assert_eq!((memory("access=rw"), memory("grant_usage=0")), (Memory::Frames, Memory::Frames));
+    assert_eq!(memory("grant_usage=1"), Memory::Grants { by_default: false });
+    assert_eq!(memory("backend=DomD"), Memory::Grants { by_default: true });
+    assert_eq!(memory("backend=DomD,grant_usage=1"), Memory::Grants { by_default: false });
+    assert_eq!(memory("backend=DomD,grant_usage=0"), Memory::Frames);
 }
 
 #[test]
@@ -67,7 +78,6 @@ fn h10_what_xl_or_we_refuse_is_told_with_what_would_be_right() {
         (format!("vdev=xvda,access=rw ,{VIRTIO},target=/a"), "access=rw or access=ro"),
         (format!("vdev=xvda,script=block-nbd,{VIRTIO},target=/a"), "script="),
         (format!("vdev=xvda,cdrom,{VIRTIO},target=/a"), "access=ro"),
-        (format!("vdev=xvda,grant_usage=1,{VIRTIO},target=/a"), "grant_usage=0"),
         (format!("vdev=xvda,grant_usage=2,{VIRTIO},target=/a"), "grant_usage=2"),
         (format!("vdev=xvda,cache=none,{VIRTIO},target=/a"), "cache=none"),
         (format!("vdev=xvda,vdev=xvdb,{VIRTIO},target=/a"), "\"xvdb\" besides"),

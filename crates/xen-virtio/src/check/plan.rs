@@ -6,7 +6,7 @@ use super::addresses;
 use super::disk;
 use super::image;
 use super::mistake::Mistake;
-use super::server::Server;
+use super::server::{Memory, Server};
 use super::virtio::{self, VirtioEntry};
 use super::xlcfg::XlConfig;
 use crate::choice::Choice;
@@ -31,6 +31,8 @@ pub(super) struct Planned {
     pub(super) place: Option<Place>,
     /// What it is.
     pub(super) what: What,
+    /// By which way it reaches the guest's memory.
+    pub(super) memory: Memory,
 }
 
 /// What a device is.
@@ -92,9 +94,9 @@ impl Planner<'_> {
                 let what = format!("There is a disk {} already: give this one another vdev=", disk.spec.vdev);
                 self.mistake(&origin, what);
             }
-            match disk.server.clone() {
-                Server::Us => self.ours(Choice::of_disk(self.config, disk.spec), &origin),
-                Server::Domain(domain) => self.elsewhere(disk.spec.vdev, domain, &origin),
+            match disk.server {
+                Server::Us => self.ours(Choice::of_disk(self.config, disk.spec), disk.memory, &origin),
+                Server::Domain(domain) => self.elsewhere(disk.spec.vdev, domain, disk.memory, &origin),
             }
         }
     }
@@ -104,13 +106,13 @@ impl Planner<'_> {
         for (entry, origin) in self.entries(xl, "virtio") {
             self.plan.needs_virtio_list = true;
             match virtio::parse(entry) {
-                Ok(VirtioEntry { device_id, server: Server::Us }) => {
+                Ok(VirtioEntry { device_id, server: Server::Us, memory }) => {
                     let count = counts.entry(device_id).or_default();
                     let index = std::mem::replace(count, *count + 1);
-                    self.ours(Choice::of_nth(self.config, device_id, index), &origin);
+                    self.ours(Choice::of_nth(self.config, device_id, index), memory, &origin);
                 }
-                Ok(VirtioEntry { device_id, server: Server::Domain(domain) }) => {
-                    self.elsewhere(format!("device{device_id:x}"), domain, &origin);
+                Ok(VirtioEntry { device_id, server: Server::Domain(domain), memory }) => {
+                    self.elsewhere(format!("device{device_id:x}"), domain, memory, &origin);
                 }
                 Err(what) => self.mistake(&origin, what),
             }
@@ -118,7 +120,7 @@ impl Planner<'_> {
     }
 
     /// A device of ours in the next place, asked for at `origin`.
-    fn ours(&mut self, choice: anyhow::Result<Choice>, origin: &Origin) {
+    fn ours(&mut self, choice: anyhow::Result<Choice>, memory: Memory, origin: &Origin) {
         let choice = match choice {
             Ok(choice) => choice,
             Err(error) => return self.mistake(origin, format!("{error:#}")),
@@ -129,15 +131,15 @@ impl Planner<'_> {
         }
         self.claim(&choice, &options);
         self.used.extend(choice.options.clone());
-        self.place(What::Ours(choice), origin);
+        self.place(What::Ours(choice), memory, origin);
     }
 
     /// A device in the next place that another domain serves.
-    fn elsewhere(&mut self, called: String, domain: String, origin: &Origin) {
-        self.place(What::Elsewhere { called, domain }, origin);
+    fn elsewhere(&mut self, called: String, domain: String, memory: Memory, origin: &Origin) {
+        self.place(What::Elsewhere { called, domain }, memory, origin);
     }
 
-    fn place(&mut self, what: What, origin: &Origin) {
+    fn place(&mut self, what: What, memory: Memory, origin: &Origin) {
         let place = addresses::place(self.plan.devices.len());
         if place.is_none() {
             let most = addresses::most();
@@ -146,7 +148,7 @@ impl Planner<'_> {
                 format!("This is one virtio device too many: a guest can have {most}, disks included"),
             );
         }
-        self.plan.devices.push(Planned { place, what });
+        self.plan.devices.push(Planned { place, what, memory });
     }
 
     fn claim(&mut self, choice: &Choice, origin: &Origin) {
@@ -180,8 +182,11 @@ impl Planner<'_> {
         }
     }
 
-    /// Entries that no device takes.
+    /// Entries that no device takes, if no other guest could have devices for them.
     fn unused(&mut self) {
+        if self.config.is_shared() {
+            return;
+        }
         for entry in self.config.entries() {
             if self.used.contains(&entry.origin) {
                 continue;

@@ -114,6 +114,19 @@ fn devices_of_another_domain_take_places_but_no_entries() {
 }
 
 #[test]
+fn a_file_that_guests_share_may_have_entries_for_others() {
+    let files = Files::new();
+    files.write("default.toml", "[[rng]]\n[[vsock]]\n[[disk]]\nvdev = 'xvdb'\n");
+    let config = GuestConfig::load(files.0.path(), &GuestName::default()).unwrap();
+    let xl = XlConfig::parse(Path::new("web.cfg"), &format!("virtio = [{}]", virtio("4"))).unwrap();
+
+    let plan = plan(&xl, &config);
+
+    assert_eq!(plan.mistakes, []);
+    assert_eq!(found(&plan.devices[0]).options.as_ref().map(|origin| origin.line), Some(1));
+}
+
+#[test]
 fn h10_a_device_too_many_is_told_where_it_stands() {
     let files = Files::new();
     let eleven = vec![virtio("4"); 11].join(",\n");

@@ -1,4 +1,4 @@
-//! Who serves a device.
+//! Who serves a device, and by which way it reaches the guest's memory.
 
 /// Who serves a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,19 +10,34 @@ pub(super) enum Server {
 }
 
 impl Server {
-    /// Of what an entry says by `backend=` and `grant_usage=`.
-    ///
-    /// # Errors
-    /// We are to serve it, and cannot so: what would be right.
-    pub(super) fn new(backend: Option<&str>, grants: Option<bool>) -> Result<Self, String> {
+    /// Of what an entry says by `backend=`.
+    pub(super) fn new(backend: Option<&str>) -> Self {
         match backend {
-            None | Some("" | "0" | "Domain-0") if grants == Some(true) => {
-                Err("grant_usage=1 is not possible: xen-virtio maps the guest's memory itself; leave it out, or write \
-                     grant_usage=0"
-                    .to_owned())
-            }
-            None | Some("" | "0" | "Domain-0") => Ok(Self::Us),
-            Some(domain) => Ok(Self::Domain(domain.to_owned())),
+            None | Some("" | "0" | "Domain-0") => Self::Us,
+            Some(domain) => Self::Domain(domain.to_owned()),
+        }
+    }
+}
+
+/// By which way a device reaches the guest's memory, as libxl has it since Xen 4.18.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// It maps the guest's frames.
+    Frames,
+    /// It reaches what the guest grants, and nothing else.
+    Grants {
+        /// Nobody said so: libxl does, of devices that another domain serves.
+        by_default: bool,
+    },
+}
+
+impl Memory {
+    /// Of what an entry says by `grant_usage=`.
+    pub(super) fn new(server: &Server, grant_usage: Option<bool>) -> Self {
+        match (grant_usage, server) {
+            (Some(false), _) | (None, Server::Us) => Self::Frames,
+            (Some(true), _) => Self::Grants { by_default: false },
+            (None, Server::Domain(_)) => Self::Grants { by_default: true },
         }
     }
 }

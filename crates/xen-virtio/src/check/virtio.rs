@@ -1,6 +1,6 @@
 //! An entry of `virtio=[...]`, as xl of Xen 4.18 and later reads it (xl_parse.c).
 
-use super::server::Server;
+use super::server::{Memory, Server};
 use crate::toolstack::libxl::device_id;
 
 /// A device of any kind.
@@ -10,6 +10,8 @@ pub(super) struct VirtioEntry {
     pub(super) device_id: u32,
     /// Who is to serve it.
     pub(super) server: Server,
+    /// By which way it reaches the guest's memory.
+    pub(super) memory: Memory,
 }
 
 /// Understands an entry.
@@ -47,8 +49,9 @@ pub(super) fn parse(entry: &str) -> Result<VirtioEntry, String> {
         Some(other) => return Err(format!("There is no transport={other}: write transport=mmio")),
         None => return Err("Without transport=mmio the guest does not find the device: add it".to_owned()),
     }
-    let grants = grants.map(|value| value != "0");
-    Ok(VirtioEntry { device_id, server: Server::new(backend, grants)? })
+    let server = Server::new(backend);
+    let memory = Memory::new(&server, grants.map(|value| value != "0"));
+    Ok(VirtioEntry { device_id, server, memory })
 }
 
 #[cfg(test)]
@@ -63,7 +66,8 @@ mod tests {
             " grant_usage=0,type=virtio,device1a, transport=mmio,backend=0",
             ",type=virtio,,device1a,,transport=mmio,",
         ] {
-            assert_eq!(parse(entry), Ok(VirtioEntry { device_id: 26, server: Server::Us }), "{entry}");
+            let expected = VirtioEntry { device_id: 26, server: Server::Us, memory: Memory::Frames };
+            assert_eq!(parse(entry), Ok(expected), "{entry}");
         }
     }
 
@@ -71,6 +75,13 @@ mod tests {
     fn a_device_of_another_backend_is_not_ours() {
         let entry = parse("type=virtio,device1,transport=mmio,backend=DomD").unwrap();
         assert_eq!(entry.server, Server::Domain("DomD".into()));
+        assert_eq!(entry.memory, Memory::Grants { by_default: true });
+    }
+
+    #[test]
+    fn a_device_of_ours_has_grants_if_it_is_said() {
+        let entry = parse("type=virtio,device1,transport=mmio,grant_usage=1").unwrap();
+        assert_eq!((entry.server, entry.memory), (Server::Us, Memory::Grants { by_default: false }));
     }
 
     #[test]
@@ -85,7 +96,6 @@ mod tests {
             ("type=virtio,device1", "transport=mmio"),
             ("type=virtio,device1,transport=pci", "transport=mmio"),
             ("type=virtio,device1,transport=mmio,bridge=br0", "bridge=br0"),
-            ("type=virtio,device1,transport=mmio,grant_usage=1", "grant_usage=0"),
             ("Type=virtio,device1", "Type="),
             ("type =virtio,device1", "type ="),
         ] {
