@@ -91,17 +91,21 @@ fetch_with_dependencies() {
 
 # Prints the path of one package, without what it depends on.
 fetch_package() {
-    local name=$1 version archives
+    local name=$1 version arch archives
     need_apt_lists
-    version=$(lab_apt_cache show --no-all-versions "$name" | sed -n 's/^Version: //p')
+    version=$(package_field "$name" Version)
+    arch=$(package_field "$name" Architecture)
     archives=$(apt_dir)/archives
-    local file=$archives/${name}_${version//:/%3a}_$apt_arch.deb
+    local file=$archives/${name}_${version//:/%3a}_$arch.deb
     if [[ ! -e $file ]]; then
         (cd "$archives/partial" && with_fresh_lists_if_needed lab_apt_get download "$name" &&
             mv "${file##*/}" "$file") || die "apt could not download $name $version"
     fi
     printf '%s\n' "$file"
 }
+
+# package_field PACKAGE FIELD: what the lists say of its newest version.
+package_field() { lab_apt_cache show --no-all-versions "$1" | sed -n "s/^$2: //p"; }
 
 # Downloads the newest upstream source of package $1 whose version starts with $2 into directory
 # $3, without Debian's changes. An archive may list a version that it does not serve yet, or no

@@ -1,5 +1,5 @@
-# The emulated machine: Xen, Dom0, and the directory that Dom0 has as /lab. Sourced after
-# lib.sh, xen.sh, rootfs.sh and cross.sh.
+# The emulated machine: Xen, Dom0, and the directory that Dom0 has as /lab. Sourced after all
+# others.
 # shellcheck shell=bash
 
 # build_lab SERIES...: builds what is not built yet, so that use_xen and boot can follow.
@@ -7,14 +7,17 @@ build_lab() {
     local series
     claim_directories
     build_kernel
+    if [[ $wants_linux == yes ]]; then build_linux; fi
     build_guests
     for series in "$@"; do
         use_xen "$series"
         build_xen
         build_dom0
+        if has_flask; then build_driver_domain; fi
     done
     build_program
     release_cache
+    sort -u -o "$packages_file" "$packages_file"
     for series in "$@"; do
         use_xen "$series"
         fill_share
@@ -40,11 +43,28 @@ fill_share() {
     mkdir -p "$logs/consoles"
     ln -sfn share/logs "$logs_link"
     ln "$kernel_image" "$share/Image"
+    if [[ $wants_linux == yes ]]; then ln "$own_kernel_image" "$share/Image-own"; fi
     ln "$program" "$share/xen-virtio"
-    cp -r "$lab/dom0" "$lab/cases" "$share/"
+    cp -r "$lab/dom0" "$lab/backend" "$lab/cases" "$share/"
     for name in guest guest-fio guest-net guest-all; do
         { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
+    if has_flask; then
+        cp "$driver_domain_files"/*.cfg "$share/"
+        { pack_driver_domain && cat "$driver_domain_initrd"; } >"$share/driver-domain.cpio"
+    fi
+}
+
+# Our program and the scripts that it is driven by in a driver domain, to go before the other programs.
+pack_driver_domain() {
+    local root=$out/root-scripts
+    rm -rf "$root"
+    mkdir -p "$root/lab" "$root/usr/sbin"
+    cp "$lab/guest/lib.sh" "$root/lab/"
+    cp -r "$lab/backend" "$root/lab/"
+    cp "$program" "$root/usr/sbin/"
+    pack "$root"
+    rm -rf "$root"
 }
 
 # pack_scripts CASE...: an initramfs with what guests run in these cases, to go before the one
@@ -77,6 +97,9 @@ watch() {
     return "$status"
 }
 
+# What Dom0 runs: Debian's kernel, or build_linux's.
+dom0_kernel=$kernel_image
+
 boot() {
     local seconds=$1 script=$2
     shift 2
@@ -85,7 +108,7 @@ boot() {
         -display none -serial stdio -monitor none -net none -no-reboot \
         -kernel "$xen_image" \
         -append "dom0_mem=1536M dom0_max_vcpus=1 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
-        -device "guest-loader,addr=0x49000000,kernel=$kernel_image,bootargs=console=hvc0 rdinit=/init quiet lab.script=$script" \
+        -device "guest-loader,addr=0x49000000,kernel=$dom0_kernel,bootargs=console=hvc0 rdinit=/init quiet lab.script=$script" \
         -device "guest-loader,addr=0x50000000,initrd=$dom0_initrd" \
         -fsdev "local,id=lab,path=$share,security_model=none" \
         -device virtio-9p-device,fsdev=lab,mount_tag=lab \

@@ -9,9 +9,10 @@ lab=$repo/tests/lab
 out=$repo/target/lab
 # Downloads, and what only depends on them; outlives the tree.
 cache=${XEN_VIRTIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xen-virtio}
-# The Xens that the lab knows, each a hypervisor with Dom0's tools of the same series: that of
-# Debian 12, whose libxl knows virtio disks only, and that of Debian 13, which has virtio=[...].
-all_series=(4.17 4.20)
+# The Xens that the lab knows, each a hypervisor with Dom0's tools of the same version: that of
+# Debian 12, whose libxl knows virtio disks only, and that of Debian 13, which has virtio=[...];
+# this again with a policy, as driver domains need it.
+all_series=(4.17 4.20 4.20-flask)
 cross=aarch64-linux-gnu-
 
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
@@ -19,7 +20,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 # Loads what builds and boots the lab.
 load_parts() {
     local part
-    for part in apt xen rootfs cross boot; do
+    for part in apt xen linux rootfs driver-domain cross boot; do
         # shellcheck source=/dev/null
         source "$lab/host/$part.sh"
     done
@@ -28,14 +29,15 @@ load_parts() {
 # use_xen SERIES: what is built and booted from here on.
 use_xen() {
     xen_series=$1
+    xen_version=${1%-flask}
     case $1 in
     4.17) xen_release=bookworm ;;
-    4.20) xen_release=trixie ;;
+    4.20 | 4.20-flask) xen_release=trixie ;;
     *) die "the lab has no Xen $1, but: ${all_series[*]}" ;;
     esac
     series_out=$out/$1
     xen_image=$series_out/xen
-    dom0_initrd=$series_out/dom0.cpio
+    dom0_initrd=$out/dom0-$xen_version.cpio
     # The directory that Dom0 sees as /lab.
     share=$series_out/share
     logs=$share/logs
@@ -43,6 +45,9 @@ use_xen() {
     logs_link=$series_out/logs
     mkdir -p "$series_out"
 }
+
+# Whether the Xen in use has the policy of guest-config/driver-domain.
+has_flask() { [[ $xen_series == *-flask ]]; }
 
 say() { printf '%s\n' "lab: $*" >&2; }
 

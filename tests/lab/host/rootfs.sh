@@ -10,7 +10,7 @@ packages_file=$out/packages.txt
 shared_packages=(busybox-static e2fsprogs iperf3 socat)
 guest_packages=(fio rng-tools5 ethtool)
 dom0_packages() {
-    printf '%s\n' "xen-utils-$xen_series" xenstore-utils strace
+    printf '%s\n' "xen-utils-$xen_version" xenstore-utils strace
     if has_foreign_backends; then printf '%s\n' virtiofsd qemu-utils; fi
 }
 
@@ -24,7 +24,7 @@ dom0_programs() {
     if has_foreign_backends; then printf '%s\n' virtiofsd qemu-storage-daemon; fi
 }
 # On this Xen are the cases that want vhost-user backends of others.
-has_foreign_backends() { [[ $xen_series == 4.20 ]]; }
+has_foreign_backends() { [[ $xen_version == 4.20 ]]; }
 
 guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs
     vmw_vsock_virtio_transport xen-netfront ext4 crc32c_generic)
@@ -169,14 +169,13 @@ build_guests() {
 }
 
 build_dom0() {
-    local sysroot key root=$series_out/root-dom0 apt_release=$xen_release
-    (cd "$cache/xen-source-$xen_series" && ls) >>"$packages_file"
+    local sysroot key root=$out/root-dom0 apt_release=$xen_release
     # shellcheck disable=SC2046 # packages are words
     make_sysroot $(dom0_packages) "${shared_packages[@]}"
     if has_foreign_backends; then build_vhost_device_rng; fi
     key=$(cat "$lab"/{host/rootfs.sh,dom0/init} - <<<"$sysroot $kernel_tree $vhost_device_rng" | key_of_stdin)
     is_made "$dom0_initrd" "$key" && return
-    say "making Dom0's root file system for Xen $xen_series"
+    say "making Dom0's root file system for Xen $xen_version"
     new_root "$root" "$lab/dom0/init"
     # shellcheck disable=SC2046 # programs are words
     add_programs "$root" $(dom0_programs)
