@@ -12,6 +12,7 @@ use rig::{PATIENCE, XVDA, XVDB, disk_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use tempfile::NamedTempFile;
+use testkit::xen::Vcpu;
 use virtio_backend::{Operation, Owner};
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::channel::Channel;
@@ -141,23 +142,53 @@ fn what_is_reached_by_grants_is_counted_as_such_and_no_frame_is_mapped() {
     assert_eq!(worker.count("cache_map_calls"), 0);
 }
 
-#[test]
-fn b12_a_guest_that_grants_nothing_loses_the_device_that_uses_grants_only() {
+/// A worker with a disk that uses grants alone, and a vCPU of its guest whose driver has taken these features beside
+/// VIRTIO_F_VERSION_1; and Status after that.
+fn start_with_grants_only(features: u32) -> (Running, Vcpu, u32) {
     let worker = Running::start();
     let (image, gntdev) = (image(), std::fs::File::open("/dev/null").unwrap());
     worker.domain.boot_with_grants();
     worker.attach_by(Grants::Only, XVDA, BASE_A, &[image.as_fd(), gntdev.as_fd()]);
     let vcpu = worker.domain.xen.vcpu(0);
-
-    // Its kernel knows no grants: it passes the device by, for it does not take VIRTIO_F_ACCESS_PLATFORM.
-    for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
-        vcpu.write32(BASE_A + STATUS, status);
+    for (register, value) in [
+        (STATUS, ACKNOWLEDGE | DRIVER),
+        (DRIVER_FEATURES_SEL, 1),
+        (DRIVER_FEATURES, VERSION_1 | features),
+        (STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK),
+    ] {
+        vcpu.write32(BASE_A + register, value);
     }
-    vcpu.write32(BASE_A + DRIVER_FEATURES_SEL, 1);
-    vcpu.write32(BASE_A + DRIVER_FEATURES, 1);
-    vcpu.write32(BASE_A + STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    let status = vcpu.read32(BASE_A + STATUS);
+    (worker, vcpu, status)
+}
 
-    assert_eq!(vcpu.read32(BASE_A + STATUS) & FEATURES_OK, 0, "features are not accepted");
+#[test]
+fn a_driver_that_would_name_plain_addresses_is_not_accepted_where_only_grants_are_believed() {
+    let (worker, _, status) = start_with_grants_only(0);
+
+    assert_eq!(status & FEATURES_OK, 0);
+    assert_eq!(worker.domain.memory.counts().calls, 0);
+}
+
+#[test]
+fn b12_a_driver_that_promises_grants_and_names_plain_addresses_loses_its_device_and_nothing_is_mapped() {
+    let (worker, vcpu, status) = start_with_grants_only(ACCESS_PLATFORM);
+    for (register, value) in [
+        (QUEUE_SEL, 0),
+        (QUEUE_NUM, 8),
+        (QUEUE_DESC_LOW, LOW_RAM),
+        (QUEUE_DRIVER_LOW, LOW_RAM + 0x1000),
+        (QUEUE_DEVICE_LOW, LOW_RAM + 0x2000),
+        (QUEUE_READY, 1),
+        (STATUS, status | DRIVER_OK),
+        (QUEUE_NOTIFY, 0),
+    ] {
+        vcpu.write32(BASE_A + register, value);
+    }
+
+    rig::wait_until(|| vcpu.read32(BASE_A + STATUS) & DEVICE_NEEDS_RESET != 0);
+
+    assert_ne!(status & FEATURES_OK, 0);
     assert_eq!(worker.domain.memory.counts().calls, 0);
 }
 
@@ -198,12 +229,28 @@ const MAGIC_VALUE: u64 = 0;
 const DEVICE_ID: u64 = 8;
 const DRIVER_FEATURES: u64 = 0x20;
 const DRIVER_FEATURES_SEL: u64 = 0x24;
+const QUEUE_SEL: u64 = 0x30;
+const QUEUE_NUM: u64 = 0x38;
+const QUEUE_READY: u64 = 0x44;
+const QUEUE_NOTIFY: u64 = 0x50;
 const STATUS: u64 = 0x70;
+const QUEUE_DESC_LOW: u64 = 0x80;
+const QUEUE_DRIVER_LOW: u64 = 0x90;
+const QUEUE_DEVICE_LOW: u64 = 0xa0;
 
 /// Bits of Status (virtio 1.2 §2.1).
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
+const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
+const DEVICE_NEEDS_RESET: u32 = 64;
+
+/// Features 32 and 33 (virtio 1.2 §6), in the upper half.
+const VERSION_1: u32 = 1;
+const ACCESS_PLATFORM: u32 = 2;
+
+/// An address of the guest's memory, in the lower half.
+const LOW_RAM: u32 = 0x4000_0000;
 
 #[test]
 fn a_guest_that_is_faster_than_its_device_waits_for_it() {
