@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::chain::resolve;
 use crate::heads::HeadSet;
-use crate::tables::look_ahead;
+use crate::tables::{Ahead, look_ahead};
 use crate::{Fault, GuestFault, Request};
 
 /// Where a queue lies and how it is worked, as the driver set it up.
@@ -174,11 +174,11 @@ impl Ring {
     /// Takes as many chains as there are, up to [`BATCH`], and keeps all but the first of them for later.
     fn next_batch(&mut self) -> Result<Option<Request>, GuestFault> {
         let start = self.queue.next_avail();
-        let (ahead, tables) = look_ahead(&self.queue, &self.view, BATCH).map_err(GuestFault::Ring)?;
+        let Ahead { chains, tables } = look_ahead(&self.queue, &self.view, BATCH).map_err(GuestFault::Ring)?;
         // What cannot be read there is met again when its chain is walked.
         drop(self.view.take_failure());
         self.view.copy_tables(&tables).map_err(GuestFault::Unreachable)?;
-        while self.batch.len() < ahead {
+        while self.batch.len() < chains {
             match self.next_chain() {
                 Ok(Some(request)) => self.batch.push_back(request),
                 Ok(None) => break,

@@ -13,21 +13,25 @@ use vm_memory::{Bytes, GuestAddress};
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
-/// How many chains there are to be taken, `limit` at most, and their granted indirect tables. Chains that come after this
-/// look are not to be walked before the next one, as their tables are not among these. What is wrong with a chain is left
-/// for the walk to find: a table that is missing here cannot be read there.
+/// What a look ahead found.
+pub(crate) struct Ahead {
+    /// How many chains there are to be taken. Those that come after the look are not to be walked before the next one, as
+    /// their tables are not among these.
+    pub(crate) chains: usize,
+    /// Their granted indirect tables, and the lengths of these.
+    pub(crate) tables: SmallVec<[(GuestAddress, usize); 8]>,
+}
+
+/// Looks at the next chains, `limit` at most. What is wrong with one is left for the walk to find: a table that is missing
+/// here cannot be read there.
 ///
 /// # Errors
 /// The available ring cannot be read.
-pub(crate) fn look_ahead(
-    queue: &Queue,
-    view: &View,
-    limit: u16,
-) -> Result<(usize, SmallVec<[(GuestAddress, usize); 8]>), virtio_queue::Error> {
+pub(crate) fn look_ahead(queue: &Queue, view: &View, limit: u16) -> Result<Ahead, virtio_queue::Error> {
     let available = queue.avail_idx(view, Ordering::Acquire)?;
     let ahead = (available - Wrapping(queue.next_avail())).0.min(limit).min(queue.size());
     let tables = (0..ahead).filter_map(|nth| table_of(queue, view, head(queue, view, nth)?)).collect();
-    Ok((ahead.into(), tables))
+    Ok(Ahead { chains: ahead.into(), tables })
 }
 
 /// The head of the chain that comes after `nth` others.
