@@ -3,6 +3,7 @@
 //! The traits of `xen.rs` over the owners of `xen-ioctls`. The descriptors may be restricted to the
 //! domain before they come here; nothing below needs more.
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -11,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
-use xen_ioctls::{BoundPort, DeviceModel, DomId, Fired, Port, ResourceMapping};
+use xen_ioctls::{BoundPort, DeviceModel, DomId, Fired, IrqFd, Port, ResourceMapping};
 
 use crate::interrupt;
 use crate::pump::MAX_PORTS;
@@ -76,6 +77,10 @@ impl Hypervisor for GuestDomain {
 
     fn set_irq_level(&self, irq: u32, high: bool) -> Result<(), XenError> {
         Ok(self.model.set_irq_level(irq, high)?)
+    }
+
+    fn tie_irq(&self, irq: u32, event: BorrowedFd<'_>) -> Result<Box<dyn Send + Sync>, XenError> {
+        Ok(Box::new(IrqFd::new(&self.model, irq, event)?))
     }
 }
 

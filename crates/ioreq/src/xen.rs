@@ -7,6 +7,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -90,6 +91,13 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// `EINVAL`: the guest has no such line, or a passed-through device holds it.
     fn set_irq_level(&self, irq: u32, high: bool) -> Result<(), XenError>;
+
+    /// Has the kernel set an interrupt line high each time `event`, an eventfd, is written, until what is returned is
+    /// dropped. It does so before the write returns, and tells nobody if it fails.
+    ///
+    /// # Errors
+    /// `ENOTTY`: the kernel has no such way.
+    fn tie_irq(&self, irq: u32, event: BorrowedFd<'_>) -> Result<Box<dyn Send + Sync>, XenError>;
 }
 
 /// The event channels of one pump. Dropping it closes all it bound.

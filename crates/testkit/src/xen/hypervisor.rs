@@ -1,5 +1,6 @@
 //! dm_op and the mapping of resources, as one open /dev/xen/privcmd gives them.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use io_bus::{Space, Window};
@@ -156,6 +157,11 @@ impl Hypervisor for FakeHypervisor {
             *state.irqs.entry(irq).or_default() += u64::from(high);
             Ok(())
         })
+    }
+
+    /// As a kernel without XEN_PRIVCMD_EVENTFD.
+    fn tie_irq(&self, _irq: u32, _event: BorrowedFd<'_>) -> Result<Box<dyn Send + Sync>, XenError> {
+        Err(XenError::new(Errno::NOTTY))
     }
 }
 

@@ -98,7 +98,7 @@ impl Guest {
         gntdev: Option<OwnedFd>,
     ) -> anyhow::Result<()> {
         let Device { id, place, grants, name, .. } = device;
-        let line = Arc::new(XenLine { hypervisor: Arc::clone(&self.hypervisor), irq: place.irq });
+        let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
         let transport = Transport::new(backend, line, self.caches.of(*grants, gntdev)?, name)?;
         let is_reserved = matches!(self.devices.get(id), Some(Held { transport: None, .. }));
         if !is_reserved {
