@@ -53,7 +53,8 @@ pub struct RingPosition {
 /// then serves them all.
 const BATCH: u16 = 32;
 
-/// A request that was pushed, and that the driver is not to know of before its memory has been copied to it.
+/// A request that was pushed, and that the driver is not to know of before its memory, or that of one pushed earlier, has
+/// been copied to it.
 struct Finished {
     head: u16,
     len: u32,
@@ -234,18 +235,21 @@ impl Ring {
     /// # Errors
     /// The used ring cannot be written; or the request is not one of this ring's, a bug.
     pub fn push(&mut self, request: Request, written: usize) -> Result<(), Fault> {
-        let Request { head, writable, readable, .. } = request;
+        let Request { head, mut writable, readable, .. } = request;
         drop(readable);
         let len = u32::try_from(written.min(writable.len())).unwrap_or(u32::MAX);
         if !self.in_flight.remove(head) {
             return Err(Fault::Bug(format!("chain {head} pushed though not in flight")));
         }
-        if writable.is_to_be_stored() {
-            self.finished.push(Finished { head, len, writable });
-            return Ok(());
+        if !writable.is_to_be_stored() {
+            writable.clear();
+            if self.finished.is_empty() {
+                return self.add_used(head, len);
+            }
         }
-        drop(writable);
-        self.add_used(head, len)
+        // Nothing overtakes what waits: what was received is in the order of the used ring.
+        self.finished.push(Finished { head, len, writable });
+        Ok(())
     }
 
     fn add_used(&mut self, head: u16, len: u32) -> Result<(), Fault> {
