@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use guest_memory::{Budget, MapCache};
 use rig::{Line, RAM, RAM_LEN};
-use testkit::driver::{GuestHal, MmioTransport, Register, Registers};
+use testkit::driver::{GuestHal, MmioTransport, Register, Registers, Way};
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::{Backend, Fault, Identity, Request, Ring, Wake, Worker};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
@@ -89,10 +89,9 @@ struct Machine {
 }
 
 impl Machine {
-    fn boot() -> Self {
-        let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
-        GuestHal::boot(memory.clone(), RAM, RAM + RAM_LEN);
-        let cache = MapCache::new(memory, Budget::default());
+    fn boot(way: Way) -> Self {
+        let sources = GuestHal::boot_by(way, FakeForeignMemory::new(&[(RAM, RAM_LEN)]), RAM, RAM + RAM_LEN);
+        let cache = MapCache::new(sources, Budget::default());
         let (disk, line) = (Arc::new(RamDisk::new()), Arc::<Line>::default());
         let registers = Transport::new(disk.clone(), line.clone(), cache.clone(), "vda").unwrap();
         Self { registers, disk, line, cache }
@@ -109,55 +108,63 @@ fn pattern(seed: usize) -> Vec<u8> {
 
 #[test]
 fn a_disk_is_written_and_read_by_an_independent_driver() {
-    let machine = Machine::boot();
-    let mut disk = machine.probe();
-    assert_eq!(disk.capacity(), SECTORS as u64);
+    for way in Way::ALL {
+        let machine = Machine::boot(way);
+        let mut disk = machine.probe();
+        assert_eq!(disk.capacity(), SECTORS as u64);
 
-    for block in (0..SECTORS).step_by(8) {
-        disk.write_blocks(block, &pattern(block)).unwrap();
+        for block in (0..SECTORS).step_by(8) {
+            disk.write_blocks(block, &pattern(block)).unwrap();
+        }
+        for block in (0..SECTORS).step_by(8) {
+            let mut found = vec![0; 4096];
+            disk.read_blocks(block, &mut found).unwrap();
+            assert_eq!(found, pattern(block), "{way:?}: block {block}");
+            assert_eq!(machine.disk.sectors.lock().unwrap()[block * SECTOR_SIZE..][..4096], found);
+        }
+        assert!(machine.line.raised() > 0);
+        assert!(disk.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
     }
-    for block in (0..SECTORS).step_by(8) {
-        let mut found = vec![0; 4096];
-        disk.read_blocks(block, &mut found).unwrap();
-        assert_eq!(found, pattern(block), "block {block}");
-        assert_eq!(machine.disk.sectors.lock().unwrap()[block * SECTOR_SIZE..][..4096], found);
-    }
-    assert!(machine.line.raised() > 0);
-    assert!(disk.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
 }
 
 #[test]
 fn a_driver_that_comes_again_finds_the_disk_as_it_left_it() {
-    let machine = Machine::boot();
-    machine.probe().write_blocks(8, &pattern(1)).unwrap();
-    for _ in 0..50 {
-        let mut found = vec![0; 4096];
-        machine.probe().read_blocks(8, &mut found).unwrap();
-        assert_eq!(found, pattern(1));
+    for way in Way::ALL {
+        let machine = Machine::boot(way);
+        machine.probe().write_blocks(8, &pattern(1)).unwrap();
+        for _ in 0..50 {
+            let mut found = vec![0; 4096];
+            machine.probe().read_blocks(8, &mut found).unwrap();
+            assert_eq!(found, pattern(1), "{way:?}");
+        }
     }
 }
 
 #[test]
 fn memory_that_is_invalidated_under_load_is_looked_up_again() {
-    let machine = Machine::boot();
-    let mut disk = machine.probe();
-    for block in (0..SECTORS).step_by(8) {
-        machine.cache.invalidate();
-        machine.registers.release_memory();
-        disk.write_blocks(block, &pattern(block)).unwrap();
-        machine.cache.invalidate();
-        let mut found = vec![0; 4096];
-        disk.read_blocks(block, &mut found).unwrap();
-        assert_eq!(found, pattern(block));
+    for way in Way::ALL {
+        let machine = Machine::boot(way);
+        let mut disk = machine.probe();
+        for block in (0..SECTORS).step_by(8) {
+            machine.cache.invalidate();
+            machine.registers.release_memory();
+            disk.write_blocks(block, &pattern(block)).unwrap();
+            machine.cache.invalidate();
+            let mut found = vec![0; 4096];
+            disk.read_blocks(block, &mut found).unwrap();
+            assert_eq!(found, pattern(block), "{way:?}");
+        }
     }
 }
 
 #[test]
 fn a_device_behind_the_driver_can_be_removed_and_stays_so() {
-    let machine = Machine::boot();
-    let disk = machine.probe();
-    rig::Pending::from(machine.registers.stop()).wait();
-    assert_eq!(machine.registers.state(), DriverState::Reset);
-    assert_eq!(machine.registers.read(Register::QueueReady), 0);
-    drop(disk);
+    for way in Way::ALL {
+        let machine = Machine::boot(way);
+        let disk = machine.probe();
+        rig::Pending::from(machine.registers.stop()).wait();
+        assert_eq!(machine.registers.state(), DriverState::Reset);
+        assert_eq!(machine.registers.read(Register::QueueReady), 0);
+        drop(disk);
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use testkit::driver::{GuestHal, MmioTransport, Registers};
+use testkit::driver::{GuestHal, MmioTransport, Registers, Way};
 use virtio_drivers::device::console::{Size, VirtIOConsole};
 use virtio_mmio::Transport;
 
@@ -13,8 +13,12 @@ use crate::readers::{connection, read_up_to, terminal, write_all};
 
 type Driver = VirtIOConsole<GuestHal, MmioTransport<Arc<Transport>>>;
 
-fn boot(rig: &Rig) -> Driver {
-    GuestHal::boot(rig.memory.clone(), BASE, BASE + (8 << 20));
+/// A guest with a console, which it has not found yet.
+fn boot(way: Way, written: &str) -> Rig {
+    Rig::reached_by(written, |memory| GuestHal::boot_by(way, memory.clone(), BASE, BASE + (8 << 20)))
+}
+
+fn probe(rig: &Rig) -> Driver {
     Driver::new(MmioTransport(Arc::clone(&rig.transport))).unwrap()
 }
 
@@ -29,8 +33,12 @@ fn receive(driver: &mut Driver) -> u8 {
 
 #[test]
 fn a_foreign_driver_prints_reads_and_knows_its_size() {
-    let rig = Rig::new("cols = 132\nrows = 43");
-    let mut driver = boot(&rig);
+    Way::ALL.into_iter().for_each(print_read_and_size);
+}
+
+fn print_read_and_size(way: Way) {
+    let rig = boot(way, "cols = 132\nrows = 43");
+    let mut driver = probe(&rig);
     let reader = terminal(&rig.place("0"));
 
     assert_eq!(driver.size().unwrap(), Some(Size { columns: 132, rows: 43 }));
@@ -45,8 +53,12 @@ fn a_foreign_driver_prints_reads_and_knows_its_size() {
 
 #[test]
 fn a_foreign_driver_of_one_port_uses_the_first_of_several() {
-    let rig = Rig::new("sink = \"socket\"\n[[port]]\nname = \"agent\"\nsink = \"null\"");
-    let mut driver = boot(&rig);
+    Way::ALL.into_iter().for_each(use_the_first_port);
+}
+
+fn use_the_first_port(way: Way) {
+    let rig = boot(way, "sink = \"socket\"\n[[port]]\nname = \"agent\"\nsink = \"null\"");
+    let mut driver = probe(&rig);
     let reader = connection(&rig.place("0.sock"));
 
     driver.send_bytes(b"hello").unwrap();
@@ -57,18 +69,26 @@ fn a_foreign_driver_of_one_port_uses_the_first_of_several() {
 
 #[test]
 fn a_guest_that_drops_its_driver_can_start_another() {
-    let rig = Rig::new("");
-    drop(boot(&rig));
+    Way::ALL.into_iter().for_each(start_another);
+}
+
+fn start_another(way: Way) {
+    let rig = boot(way, "");
+    drop(probe(&rig));
     rig.transport.reset();
-    let mut driver = boot(&rig);
+    let mut driver = probe(&rig);
     driver.send_bytes(b"again").unwrap();
     assert_eq!(read_up_to(terminal(&rig.place("0")), 5), b"again");
 }
 
 #[test]
 fn a_foreign_driver_with_two_buffers_gets_all_of_long_input() {
-    let rig = Rig::new("sink = \"socket\"");
-    let mut driver = boot(&rig);
+    Way::ALL.into_iter().for_each(get_long_input);
+}
+
+fn get_long_input(way: Way) {
+    let rig = boot(way, "sink = \"socket\"");
+    let mut driver = probe(&rig);
     let bytes = pattern(50_000);
     let (place, typed) = (rig.place("0"), bytes.clone());
     let writer = thread::spawn(move || write_all(connection(&place), &typed));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_memory::{Budget, MapCache};
+use guest_memory::{Budget, MapCache, Sources};
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Register, Registers, status};
 use testkit::memory::FakeForeignMemory;
@@ -99,6 +99,11 @@ pub fn owner(directory: &Path) -> Owner {
 impl Rig {
     /// A console as it is written; `DIR` stands for a directory of the test. No driver yet.
     pub fn new(written: &str) -> Self {
+        Self::reached_by(written, |memory| memory.clone().into())
+    }
+
+    /// The same, which reaches the guest's memory by what `sources` says.
+    pub fn reached_by(written: &str, sources: impl FnOnce(&FakeForeignMemory) -> Sources) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let written = written.replace("DIR", directory.path().to_str().unwrap());
         let mut config: Config = toml::from_str(&written).unwrap();
@@ -109,7 +114,7 @@ impl Rig {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let line = Arc::<Line>::default();
         let count = console.identity().queue_sizes.len();
-        let cache = MapCache::new(memory.clone(), Budget::default());
+        let cache = MapCache::new(sources(&memory), Budget::default());
         let transport = Transport::new(console, Arc::clone(&line) as _, cache, "console").unwrap();
         let at = |queue| BASE + queue as u64 * QUEUE_BYTES;
         let queues: Vec<_> = (0..count).map(|queue| RawQueue::new(memory.clone(), at(queue), SIZE)).collect();

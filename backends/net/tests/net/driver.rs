@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use guest_memory::{Budget, MapCache};
-use testkit::driver::{GuestHal, MmioTransport};
+use testkit::driver::{GuestHal, MmioTransport, Way};
 use testkit::memory::FakeForeignMemory;
 use virtio_drivers::device::net::VirtIONet;
 use virtio_mmio::{InterruptLine, Transport};
@@ -25,11 +25,14 @@ type Driver = VirtIONet<GuestHal, MmioTransport<Arc<Transport>>, 16>;
 
 #[test]
 fn a_foreign_driver_sends_and_receives_and_can_be_followed_by_another() {
+    Way::ALL.into_iter().for_each(send_and_receive);
+}
+
+fn send_and_receive(way: Way) {
     let (host, engine) = FakeHost::new(1);
     let card = Arc::new(Net::with_engine(&config(), engine).unwrap());
     let memory = FakeForeignMemory::new(&[(BASE, 8 << 20)]);
-    GuestHal::boot(memory.clone(), BASE, BASE + (8 << 20));
-    let cache = MapCache::new(memory, Budget::default());
+    let cache = MapCache::new(GuestHal::boot_by(way, memory, BASE, BASE + (8 << 20)), Budget::default());
     let transport = Transport::new(card, Arc::new(NoLine), cache, "net").unwrap();
     for _ in 0..2 {
         let mut driver = Driver::new(MmioTransport(Arc::clone(&transport)), 2048).unwrap();
@@ -38,13 +41,13 @@ fn a_foreign_driver_sends_and_receives_and_can_be_followed_by_another() {
             let mut packet = driver.new_tx_buffer(100);
             packet.packet_mut().copy_from_slice(&from_card(100, seed));
             driver.send(packet).unwrap();
-            assert_eq!(host.take().1, from_card(100, seed));
+            assert_eq!(host.take().1, from_card(100, seed), "{way:?}");
         }
         for seed in 0..100 {
             host.put(&for_card(1514, seed));
             until("a packet comes", || driver.can_recv());
             let packet = driver.receive().unwrap();
-            assert_eq!(packet.packet(), for_card(1514, seed));
+            assert_eq!(packet.packet(), for_card(1514, seed), "{way:?}");
             driver.recycle_rx_buffer(packet).unwrap();
         }
         // More than it has buffers for: with event index it kicks only when it is asked to.
@@ -53,7 +56,7 @@ fn a_foreign_driver_sends_and_receives_and_can_be_followed_by_another() {
             for seed in 0..20 {
                 until("a packet comes", || driver.can_recv());
                 let packet = driver.receive().unwrap();
-                assert_eq!(packet.packet(), for_card(60, seed), "round {round}");
+                assert_eq!(packet.packet(), for_card(60, seed), "{way:?}, round {round}");
                 driver.recycle_rx_buffer(packet).unwrap();
             }
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use guest_memory::{Budget, MapCache};
 use tempfile::TempDir;
-use testkit::driver::{GuestHal, MmioTransport};
+use testkit::driver::{GuestHal, MmioTransport, Way};
 use testkit::memory::FakeForeignMemory;
 use virtio_drivers::device::socket::{
     DisconnectReason, VirtIOSocket, VsockAddr, VsockConnectionManager, VsockEvent, VsockEventType,
@@ -29,12 +29,11 @@ struct Booted {
 
 const RAM: (u64, u64) = (0x4000_0000, 8 << 20);
 
-fn boot() -> Booted {
+fn boot(way: Way) -> Booted {
     let folder = tempfile::tempdir().unwrap();
     let (device, socket) = open(folder.path());
     let memory = FakeForeignMemory::new(&[RAM]);
-    GuestHal::boot(memory.clone(), RAM.0, RAM.0 + RAM.1);
-    let cache = MapCache::new(memory, Budget::default());
+    let cache = MapCache::new(GuestHal::boot_by(way, memory, RAM.0, RAM.0 + RAM.1), Budget::default());
     let transport = Transport::new(device, Arc::new(NoLine), cache, "vsock").unwrap();
     let driver = VsockConnectionManager::new_with_capacity(VirtIOSocket::new(MmioTransport(transport)).unwrap(), 8192);
     Booted { driver, socket, _folder: folder }
@@ -56,7 +55,11 @@ impl Booted {
 
 #[test]
 fn a_foreign_driver_connects_and_exchanges_data() {
-    let mut guest = boot();
+    Way::ALL.into_iter().for_each(connect_and_exchange);
+}
+
+fn connect_and_exchange(way: Way) {
+    let mut guest = boot(way);
     assert_eq!(guest.driver.guest_cid(), CID);
     let listener = UnixListener::bind(format!("{}_4321", guest.socket.display())).unwrap();
     let address = VsockAddr { cid: 2, port: 4321 };
@@ -87,7 +90,11 @@ fn a_foreign_driver_connects_and_exchanges_data() {
 
 #[test]
 fn a_foreign_driver_is_connected_to() {
-    let mut guest = boot();
+    Way::ALL.into_iter().for_each(be_connected_to);
+}
+
+fn be_connected_to(way: Way) {
+    let mut guest = boot(way);
     guest.driver.listen(80);
     let socket = guest.socket.clone();
     let client = thread::spawn(move || {
@@ -120,7 +127,11 @@ fn a_foreign_driver_is_connected_to() {
 
 #[test]
 fn a_foreign_driver_is_refused_where_nobody_listens() {
-    let mut guest = boot();
+    Way::ALL.into_iter().for_each(be_refused);
+}
+
+fn be_refused(way: Way) {
+    let mut guest = boot(way);
     guest.driver.connect(VsockAddr { cid: 2, port: 1 }, 77).unwrap();
     assert_eq!(guest.wait().event_type, VsockEventType::Disconnected { reason: DisconnectReason::Reset });
 }
