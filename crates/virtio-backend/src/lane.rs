@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use crate::mailbox::{Command, Mailbox};
 use crate::moderation::{MOMENT, Moderation};
-use crate::{Backend, Counters, Fault, GuestFault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
+use crate::{Backend, Counters, Fault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
 
 /// How long a lane waits before it tries again for room in the map cache, in milliseconds. Room
 /// appears when other requests of the guest complete, of which no event tells.
@@ -288,7 +288,7 @@ impl Listener<'_> {
         });
     }
 
-    fn replace_ring(&mut self, queue: usize, ring: Result<Ring, GuestFault>) {
+    fn replace_ring(&mut self, queue: usize, ring: Result<Ring, Fault>) {
         self.guard(|_, pass| {
             let new = ring?;
             let old = pass.rings.get_mut(queue).ok_or_else(|| Fault::Bug(format!("the lane has no queue {queue}")))?;

@@ -83,15 +83,21 @@ impl Ring {
     /// Takes a queue into service.
     ///
     /// # Errors
-    /// Its size or an alignment is not allowed, or part of it is not in guest memory.
-    pub fn new(setup: &RingSetup, cache: &Arc<MapCache>) -> Result<Self, GuestFault> {
+    /// Its size or an alignment is not allowed, part of it is no memory of the guest that the device may reach, or the
+    /// host has no room for it.
+    pub fn new(setup: &RingSetup, cache: &Arc<MapCache>) -> Result<Self, Fault> {
         let queue = checked_queue(setup)?;
         let mut view = View::new(Arc::clone(cache));
         for (start, len) in areas(setup) {
-            view.keep(GuestAddress(start), len).map_err(GuestFault::Unreachable)?;
+            view.keep(GuestAddress(start), len).map_err(unreachable)?;
         }
         if !queue.is_valid(&view) || !areas_are_mapped(setup, &view) {
-            return Err(GuestFault::Setup("a ring lies outside the guest's memory"));
+            return Err(match view.take_failure() {
+                Some(error @ (AccessError::NoGrantSource { .. } | AccessError::Busy | AccessError::Host(_))) => {
+                    unreachable(error)
+                }
+                _ => GuestFault::Setup("a ring lies outside the guest's memory").into(),
+            });
         }
         // What the checks met is dealt with.
         drop(view.take_failure());
@@ -274,8 +280,7 @@ impl Ring {
                 self.starved = true;
                 return Ok(());
             }
-            Err(AccessError::Host(error)) => return Err(host_fault(&error)),
-            Err(error) => return Err(GuestFault::Unreachable(error).into()),
+            Err(error) => return Err(unreachable(error)),
         }
         let mut finished = take(&mut self.finished);
         for Finished { head, len, writable } in finished.drain(..) {
@@ -424,6 +429,15 @@ fn areas(setup: &RingSetup) -> [(u64, usize); 3] {
 
 fn areas_are_mapped(setup: &RingSetup, view: &View) -> bool {
     areas(setup).into_iter().all(|(start, len)| view.check_range(GuestAddress(start), len, Permissions::ReadWrite))
+}
+
+/// Memory that is granted, or is not, cannot be reached.
+fn unreachable(error: AccessError) -> Fault {
+    match error {
+        AccessError::Host(error) => host_fault(&error),
+        AccessError::Busy => Fault::Host { doing: "reaching guest memory", source: io::Error::other(error) },
+        error => GuestFault::Unreachable(error).into(),
+    }
 }
 
 fn host_fault(error: &Arc<io::Error>) -> Fault {

@@ -52,7 +52,8 @@ fn table_of(queue: &Queue, view: &View, head: u16) -> Option<(GuestAddress, usiz
         let at = queue.desc_table().checked_add(DESCRIPTOR as u64 * u64::from(index))?;
         let descriptor: Descriptor = view.read_obj(GuestAddress(at)).ok()?;
         if descriptor.refers_to_indirect_table() {
-            let longest = DESCRIPTOR * usize::from(queue.max_size());
+            // With one more than a chain may have, for the walk to find that it is too long.
+            let longest = DESCRIPTOR * (usize::from(queue.max_size()) + 1);
             let len = usize::try_from(descriptor.len()).ok()?.min(longest);
             let is_granted = matches!(Route::of(descriptor.addr().0), Route::Grant { .. });
             return (is_granted && len > 0).then_some((descriptor.addr(), len));

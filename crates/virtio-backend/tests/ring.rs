@@ -56,8 +56,8 @@ impl Rig {
     }
 }
 
-fn is_setup_fault(fault: Result<Ring, GuestFault>) -> bool {
-    matches!(fault, Err(GuestFault::Setup(_) | GuestFault::Ring(_)))
+fn is_setup_fault(fault: Result<Ring, Fault>) -> bool {
+    matches!(fault, Err(Fault::Guest(GuestFault::Setup(_) | GuestFault::Ring(_))))
 }
 
 #[test]
