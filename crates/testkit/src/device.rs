@@ -27,6 +27,8 @@ pub enum Behaviour {
     Echo,
     /// The same, but not before the gate is opened.
     Hold,
+    /// Hold one, and leave the others in the ring.
+    HoldOne,
     /// Hold it, and panic when told to finish.
     PanicInDrain,
     /// Panic.
@@ -167,6 +169,13 @@ struct TestWorker {
 impl Worker for TestWorker {
     fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
         let Wake::Queue(queue) = wake else { return Ok(()) };
+        if self.behaviour == Behaviour::HoldOne {
+            if self.requests.is_empty() {
+                self.requests.extend(rings[queue].pop()?.map(|request| (queue, request)));
+                self.held.store(self.requests.len() as u64, SeqCst);
+            }
+            return Ok(());
+        }
         rings[queue].serve(|ring, request| match self.behaviour {
             Behaviour::Echo => echo(ring, request),
             Behaviour::Hold | Behaviour::PanicInDrain => {
@@ -175,7 +184,7 @@ impl Worker for TestWorker {
                 Ok(())
             }
             Behaviour::Fault => Err(Fault::Bug("as told".into())),
-            Behaviour::Panic | Behaviour::FailStart => panic!("as told"),
+            Behaviour::Panic | Behaviour::HoldOne | Behaviour::FailStart => panic!("as told"),
         })
     }
 

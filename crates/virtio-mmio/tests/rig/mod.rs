@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod granting;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -63,6 +65,11 @@ impl Rig {
     pub fn with(device: TestDevice) -> Self {
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
         let cache = MapCache::new(memory.clone(), Budget::default());
+        Self::behind(device, memory, cache)
+    }
+
+    /// A device just plugged in that reaches a guest's memory by `cache`.
+    pub fn behind(device: TestDevice, memory: FakeForeignMemory, cache: Arc<MapCache>) -> Self {
         let (device, line) = (Arc::new(device), Arc::<Line>::default());
         let registers = Transport::new(device.clone(), line.clone(), cache.clone(), "test").unwrap();
         Self { device, registers, line, memory, cache }
