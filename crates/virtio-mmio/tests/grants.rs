@@ -120,13 +120,16 @@ fn what_is_copied_and_what_is_mapped_shows_in_the_order_it_was_done_in() {
 fn a_driver_that_takes_its_pages_back_the_moment_it_can_finds_none_in_use() {
     const IN_FLIGHT: u16 = 4;
     let (guest, queue) = Granting::running(Behaviour::Echo);
+    // As a disk's request, with a status behind its data: some of it is mapped, and some copied.
     let submit = |slot: u16, len: usize| {
-        let place = 2 * u64::from(slot);
+        let place = 3 * u64::from(slot);
         let (source, target) = (guest.lend_bytes(place, &vec![0x5a; len]), guest.lend(place + 1, len, Access::Write));
-        let (table, lent) = guest.lend_table(slot.into(), &queue, &[source.readable(), target.writable()]);
+        let status = guest.lend(place + 2, 1, Access::Write);
+        let chain = [source.readable(), target.writable(), status.writable()];
+        let (table, lent) = guest.lend_table(slot.into(), &queue, &chain);
         guest.publish(&queue, slot, &[table]);
         guest.rig.registers.notify(0);
-        [lent, source, target]
+        [lent, source, target, status]
     };
     let mut lent: Vec<_> = (0..IN_FLIGHT).map(|slot| submit(slot, SMALL)).collect();
     for done in 0..3000_u16 {
