@@ -50,10 +50,10 @@ impl Layout {
         let is_small = granted().filter(|len| *len > COPIED_ALWAYS).sum::<usize>() <= COPIED_TOGETHER;
         let mut layout = Self { places: SmallVec::new(), references: SmallVec::new(), copied: 0 };
         for &(GuestAddress(address), len) in pieces {
-            let place = match pages_of(address, len)? {
+            // Where there is not a byte, there is nothing to be reached, and nothing is added.
+            let pages = if len > 0 { pages_of(address, len)? } else { None };
+            let place = match pages {
                 None => Place::Frames,
-                // Nothing is there to be reached, and nothing is added.
-                Some(_) if len == 0 => Place::Frames,
                 Some(_) if is_small || len <= COPIED_ALWAYS => {
                     let at = place(layout.copied, len);
                     layout.copied = at + len;
