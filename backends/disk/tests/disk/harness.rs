@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
-use guest_memory::{Budget, MapCache, MapError, Mapping, PageSource};
+use guest_memory::{Access, Budget, MapCache, MapError, Mapping, PageSource, Sources};
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Used};
+use testkit::grants::FakeGrants;
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, QueueSetup, RingPosition, RingSetup, Signals};
 use virtio_disk::engine::{Target, Uring};
@@ -120,6 +121,30 @@ impl Hearing {
     }
 }
 
+/// How a disk reaches its guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By frames, which the kernel cannot pin.
+    Frames,
+    /// By frames that it can pin, as a vhost-user front-end's.
+    PinnableFrames,
+    /// By grants alone.
+    Grants,
+}
+
+impl Reach {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Frames, Self::PinnableFrames, Self::Grants];
+
+    fn sources(self, memory: &FakeForeignMemory, grants: &FakeGrants) -> Sources {
+        match self {
+            Self::Frames => memory.clone().into(),
+            Self::PinnableFrames => Pinnable(memory.clone()).into(),
+            Self::Grants => Sources::grants(grants.clone()),
+        }
+    }
+}
+
 /// The fake's memory, which the kernel can pin; that of another guest under a hypervisor it could not.
 struct Pinnable(FakeForeignMemory);
 
@@ -139,7 +164,7 @@ pub struct Builder {
     pub contents: Vec<u8>,
     pub features: u64,
     pub event_idx: bool,
-    pub pinnable: bool,
+    pub reach: Reach,
     pub queue_size: u16,
     pub position: u16,
     pub lane: usize,
@@ -153,7 +178,7 @@ impl Builder {
             contents: pattern(256 * SECTOR, 1),
             features: F_FLUSH,
             event_idx: false,
-            pinnable: false,
+            reach: Reach::Frames,
             queue_size: 256,
             position: 0,
             lane: 0,
@@ -173,6 +198,11 @@ impl Builder {
 
     pub fn features(mut self, features: u64) -> Self {
         self.features = features;
+        self
+    }
+
+    pub fn reach(mut self, reach: Reach) -> Self {
+        self.reach = reach;
         self
     }
 
@@ -199,14 +229,16 @@ impl Builder {
     /// A lane of any device that takes a disk's requests.
     pub fn start_device(self, disk: Arc<dyn Backend>) -> Rig {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
-        let cache = if self.pinnable {
-            MapCache::new(Pinnable(memory.clone()), Budget::default())
-        } else {
-            MapCache::new(memory.clone(), Budget::default())
-        };
+        let grants = FakeGrants::new(memory.clone());
+        let cache = MapCache::new(self.reach.sources(&memory, &grants), Budget::default());
         let queue = RawQueue::new(memory.clone(), BASE, self.queue_size);
         queue.set_avail_idx(self.position);
         memory.store(queue.used_ring() + 2, self.position);
+        let bytes = queue.bytes();
+        let queue = match self.reach {
+            Reach::Grants => queue.at(grants.grant(BASE, bytes, Access::Write)),
+            Reach::Frames | Reach::PinnableFrames => queue,
+        };
         let (ended, positions) = mpsc::channel();
         let rig = Rig {
             lane: None,
@@ -219,6 +251,8 @@ impl Builder {
             counters: Arc::default(),
             path: self.path(),
             _folder: self.folder,
+            reach: self.reach,
+            grants,
             cache,
             memory,
             queue,
@@ -233,6 +267,7 @@ impl Builder {
 /// A disk at work. Dropping it resets the device and waits for that.
 pub struct Rig {
     pub memory: FakeForeignMemory,
+    pub grants: FakeGrants,
     pub queue: RawQueue,
     pub cache: Arc<MapCache>,
     pub hearing: Arc<Hearing>,
@@ -241,6 +276,7 @@ pub struct Rig {
     pub path: PathBuf,
     pub kick: Arc<EventFd>,
     lane: Option<Lane>,
+    reach: Reach,
     index: usize,
     position: u16,
     event_idx: bool,
@@ -331,18 +367,39 @@ impl Rig {
         bytes
     }
 
-    /// Publishes a chain without a kick.
-    pub fn offer(&self, head: u16, chain: &[Descriptor]) {
-        self.queue.write_chain(head, chain);
+    /// Publishes a chain without a kick. Returns it as the disk sees it.
+    pub fn offer(&self, head: u16, chain: &[Descriptor]) -> Vec<Descriptor> {
+        let chain: Vec<_> = chain.iter().map(|buffer| self.lend(*buffer)).collect();
+        self.queue.write_chain(head, &chain);
         self.queue.publish(head);
+        chain
+    }
+
+    /// A buffer as the disk finds it.
+    fn lend(&self, buffer: Descriptor) -> Descriptor {
+        const WRITE: u16 = 2;
+        if self.reach != Reach::Grants {
+            return buffer;
+        }
+        let access = if buffer.flags & WRITE == 0 { Access::Read } else { Access::Write };
+        Descriptor { addr: self.grants.grant(buffer.addr, buffer.len as usize, access), ..buffer }
+    }
+
+    /// Takes back what was lent for a chain that the disk is done with.
+    pub fn take_back(&self, chain: &[Descriptor]) {
+        for lent in chain.iter().filter(|_| self.reach == Reach::Grants) {
+            self.grants.end_access(lent.addr, lent.len as usize).expect("the disk is done with the request");
+        }
     }
 
     /// Offers a chain, kicks, and waits for it to come back.
     pub fn run(&self, chain: &[Descriptor]) -> Used {
         let before = self.queue.used_idx();
-        self.offer(0, chain);
+        let lent = self.offer(0, chain);
         self.kick();
-        self.queue.wait_used(before.wrapping_add(1))
+        let used = self.queue.wait_used(before.wrapping_add(1));
+        self.take_back(&lent);
+        used
     }
 
     /// A request with `len` bytes of data at [`DATA`], in one buffer.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
 use virtio_disk::{Cache, EngineKind};
 
-use crate::harness::{Builder, IOERR, OK, Rig, SECTOR, kind, pattern, segment};
+use crate::harness::{Builder, IOERR, OK, Reach, Rig, SECTOR, kind, pattern, segment};
 use crate::on_each_engine;
 
 const SECTORS: u64 = 64;
@@ -76,12 +76,12 @@ fn check(rig: Rig, status: u8, expected: u8) -> Rig {
     rig
 }
 
-fn compare(engine: EngineKind, cache: Cache) {
+fn compare(engine: EngineKind, cache: Cache, reach: Reach) {
     let mut runner = TestRunner::new(Runs { cases: 24, ..Runs::default() });
     let outcome = runner.run(&steps(), |steps| {
         let mut model = pattern(SECTORS as usize * SECTOR, 1);
         let builder = Builder::new(engine).contents(model.clone()).config(|config| config.cache = cache);
-        let mut rig = builder.start();
+        let mut rig = builder.reach(reach).start();
         for step in &steps {
             rig = take(rig, &mut model, step);
         }
@@ -94,10 +94,14 @@ fn compare(engine: EngineKind, cache: Cache) {
 
 on_each_engine! {
     fn a_cached_disk_is_what_was_written_to_it(engine) {
-        compare(engine, Cache::Writeback);
+        compare(engine, Cache::Writeback, Reach::Frames);
     }
 
     fn a_write_through_disk_is_what_was_written_to_it(engine) {
-        compare(engine, Cache::Writethrough);
+        compare(engine, Cache::Writethrough, Reach::Frames);
+    }
+
+    fn a_disk_whose_guest_grants_its_memory_is_what_was_written_to_it(engine) {
+        compare(engine, Cache::Writeback, Reach::Grants);
     }
 }
