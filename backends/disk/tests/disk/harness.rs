@@ -376,7 +376,7 @@ impl Rig {
     }
 
     /// A buffer as the disk finds it.
-    fn lend(&self, buffer: Descriptor) -> Descriptor {
+    pub fn lend(&self, buffer: Descriptor) -> Descriptor {
         const WRITE: u16 = 2;
         if self.reach != Reach::Grants {
             return buffer;

@@ -1,5 +1,5 @@
 //! A disk on a lane of its own, worked by a driver that is written by hand. One file a subject, and a name for each row
-//! of the table of hostile inputs (d: queues, e: disks).
+//! of the table of hostile inputs (b: memory, d: queues, e: disks).
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -18,6 +18,7 @@ mod direct;
 mod driver;
 mod durability;
 mod failures;
+mod grants;
 mod images;
 mod limits;
 mod model;
