@@ -1,7 +1,7 @@
 //! `cache = "none"`: past the page cache, with the guest's memory where the kernel may pin it, else through bounce
 //! buffers. What is copied from grants is memory of ours, and needs none; what is mapped does.
 
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use virtio_disk::{Cache, EngineKind};
 
 use crate::harness::{Builder, DATA, IOERR, OK, Reach, Rig, SECTOR, direct_image, kind, pattern, segment};
@@ -41,7 +41,7 @@ on_each_engine! {
     }
 
     fn a_request_larger_than_a_bounce_buffer_is_done_in_steps(engine) {
-        for reach in [Reach::Frames, Reach::Grants] {
+        for reach in Way::ALL.map(Reach::By) {
             let Some(rig) = direct_rig(engine, reach) else { return };
             let data = pattern(3 << 20, 8);
             assert_eq!(rig.write(5, &data), OK);
@@ -50,7 +50,7 @@ on_each_engine! {
     }
 
     fn more_requests_than_bounce_buffers_wait_their_turn(engine) {
-        for reach in [Reach::Frames, Reach::Grants] {
+        for reach in Way::ALL.map(Reach::By) {
             let Some(rig) = direct_rig(engine, reach) else { return };
             for head in 0..85 {
                 let at = u64::from(head) * 8;
@@ -68,7 +68,7 @@ on_each_engine! {
     }
 
     fn zeroes_and_discards_work_beside_the_page_cache(engine) {
-        let Some(rig) = direct_rig(engine, Reach::Frames) else { return };
+        let Some(rig) = direct_rig(engine, Reach::By(Way::Frames)) else { return };
         for flags in [0, 1] {
             let first = 64 + 64 * u64::from(flags);
             assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(first, 24, flags)), OK);
@@ -78,7 +78,7 @@ on_each_engine! {
     }
 
     fn a_file_cut_off_under_direct_io_is_an_error_of_the_request(engine) {
-        let Some(rig) = direct_rig(engine, Reach::Frames) else { return };
+        let Some(rig) = direct_rig(engine, Reach::By(Way::Frames)) else { return };
         std::fs::OpenOptions::new().write(true).open(&rig.path).unwrap().set_len(4096).unwrap();
         assert_eq!(rig.read(4, 8).status, IOERR);
         assert_eq!(rig.read(0, 8).status, OK);

@@ -2,14 +2,14 @@
 
 use guest_memory::Access;
 use testkit::device::eventually;
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use testkit::grants::GrantFailure;
 
 use crate::harness::{Builder, DATA, OK, Reach, Rig, SECTOR, UNTOUCHED, kind, pattern};
 use crate::on_each_engine;
 
 fn start(engine: virtio_disk::EngineKind) -> Rig {
-    Builder::new(engine).reach(Reach::Grants).start()
+    Builder::new(engine).reach(Reach::By(Way::Grants)).start()
 }
 
 /// Reads and writes, of which some is copied and some mapped, until the disk breaks. Whether it did not.
@@ -25,7 +25,7 @@ fn serves_all(rig: &Rig) -> bool {
         eventually("the disk serves or breaks", || rig.queue.used_idx() != before || rig.hearing.fault().is_some());
         let is_served = rig.queue.used_idx() != before;
         if is_served {
-            rig.take_back(&lent);
+            rig.lender.take_back_buffers(&lent);
             assert_eq!(rig.status(0), OK);
         }
         is_served
@@ -38,11 +38,11 @@ on_each_engine! {
             for nth in 1.. {
                 let mut rig = start(engine);
                 rig.stop();
-                let calls = rig.grants.counts().calls();
-                rig.grants.fail_call(nth, failure);
+                let calls = rig.grants().counts().calls();
+                rig.grants().fail_call(nth, failure);
                 let rig = rig.reset();
                 let is_well = serves_all(&rig);
-                if rig.grants.counts().calls() - calls < nth {
+                if rig.grants().counts().calls() - calls < nth {
                     assert!(is_well && nth > 10, "call {nth} was never made");
                     break;
                 }
@@ -53,23 +53,23 @@ on_each_engine! {
                 let mut rig = rig.reset();
                 assert!(serves_all(&rig));
                 rig.stop();
-                assert_eq!(rig.grants.counts().live, 0);
+                assert_eq!(rig.grants().counts().live, 0);
             }
         }
     }
 
     fn b11_a_status_that_is_granted_for_reading_breaks_the_disk_and_the_request_is_not_shown(engine) {
         let mut rig = start(engine);
-        let header = rig.lend(Descriptor::readable(rig.header(0, kind::IN, 0), 16));
-        let data = rig.lend(Descriptor::writable(DATA, SECTOR as u32));
-        let status = Descriptor::writable(rig.grants.grant(rig.status_byte(0), 1, Access::Read), 1);
+        let header = rig.lender.lend_buffer(Descriptor::readable(rig.header(0, kind::IN, 0), 16));
+        let data = rig.lender.lend_buffer(Descriptor::writable(DATA, SECTOR as u32));
+        let status = Descriptor::writable(rig.grants().grant(rig.status_byte(0), 1, Access::Read), 1);
         rig.queue.write_chain(0, &[header, data, status]);
         rig.queue.publish(0);
         rig.kick();
         let fault = rig.hearing.wait_for_fault();
         assert!(fault.contains("Guest") && fault.contains("Refused"), "{fault}");
         rig.stop();
-        assert_eq!((rig.queue.used_idx(), rig.status(0), rig.grants.counts().live), (0, UNTOUCHED, 0));
+        assert_eq!((rig.queue.used_idx(), rig.status(0), rig.grants().counts().live), (0, UNTOUCHED, 0));
         assert!(serves_all(&rig.reset()));
     }
 
@@ -78,10 +78,10 @@ on_each_engine! {
             let rig = start(engine);
             let len = sectors * SECTOR;
             rig.memory.write(DATA, &pattern(len, 9));
-            let data = Descriptor::readable(rig.grants.grant(DATA, len, Access::Read), len as u32);
-            rig.grants.end_access(data.addr, len).unwrap();
-            let header = rig.lend(Descriptor::readable(rig.header(0, kind::OUT, 0), 16));
-            let status = rig.lend(Descriptor::writable(rig.status_byte(0), 1));
+            let data = Descriptor::readable(rig.grants().grant(DATA, len, Access::Read), len as u32);
+            rig.grants().end_access(data.addr, len).unwrap();
+            let header = rig.lender.lend_buffer(Descriptor::readable(rig.header(0, kind::OUT, 0), 16));
+            let status = rig.lender.lend_buffer(Descriptor::writable(rig.status_byte(0), 1));
             rig.queue.write_chain(0, &[header, data, status]);
             rig.queue.publish(0);
             rig.kick();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
-use guest_memory::{Access, Budget, MapCache, MapError, Mapping, PageSource, Sources};
+use guest_memory::{Budget, MapCache, MapError, Mapping, PageSource, Sources};
 use tempfile::TempDir;
-use testkit::driver::{Descriptor, RawQueue, Used};
+use testkit::driver::{Descriptor, Lender, RawQueue, Used, Way};
 use testkit::grants::FakeGrants;
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, QueueSetup, RingPosition, RingSetup, Signals};
@@ -124,23 +124,25 @@ impl Hearing {
 /// How a disk reaches its guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// By frames, which the kernel cannot pin.
-    Frames,
-    /// By frames that it can pin, as a vhost-user front-end's.
+    /// As any device does; the kernel cannot pin frames.
+    By(Way),
+    /// By frames that the kernel can pin, as a vhost-user front-end's.
     PinnableFrames,
-    /// By grants alone.
-    Grants,
 }
 
 impl Reach {
     /// Each of them.
-    pub const ALL: [Self; 3] = [Self::Frames, Self::PinnableFrames, Self::Grants];
+    pub const ALL: [Self; 4] =
+        [Self::By(Way::Frames), Self::By(Way::Grants), Self::By(Way::Mixed), Self::PinnableFrames];
 
-    fn sources(self, memory: &FakeForeignMemory, grants: &FakeGrants) -> Sources {
+    fn of(self, memory: &FakeForeignMemory) -> (Lender, Sources) {
         match self {
-            Self::Frames => memory.clone().into(),
-            Self::PinnableFrames => Pinnable(memory.clone()).into(),
-            Self::Grants => Sources::grants(grants.clone()),
+            Self::By(way) => {
+                let lender = Lender::new(way, memory.clone());
+                let sources = lender.sources();
+                (lender, sources)
+            }
+            Self::PinnableFrames => (Lender::new(Way::Frames, memory.clone()), Pinnable(memory.clone()).into()),
         }
     }
 }
@@ -178,7 +180,7 @@ impl Builder {
             contents: pattern(256 * SECTOR, 1),
             features: F_FLUSH,
             event_idx: false,
-            reach: Reach::Frames,
+            reach: Reach::By(Way::Frames),
             queue_size: 256,
             position: 0,
             lane: 0,
@@ -229,16 +231,12 @@ impl Builder {
     /// A lane of any device that takes a disk's requests.
     pub fn start_device(self, disk: Arc<dyn Backend>) -> Rig {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
-        let grants = FakeGrants::new(memory.clone());
-        let cache = MapCache::new(self.reach.sources(&memory, &grants), Budget::default());
+        let (lender, sources) = self.reach.of(&memory);
+        let cache = MapCache::new(sources, Budget::default());
         let queue = RawQueue::new(memory.clone(), BASE, self.queue_size);
         queue.set_avail_idx(self.position);
         memory.store(queue.used_ring() + 2, self.position);
-        let bytes = queue.bytes();
-        let queue = match self.reach {
-            Reach::Grants => queue.at(grants.grant(BASE, bytes, Access::Write)),
-            Reach::Frames | Reach::PinnableFrames => queue,
-        };
+        let queue = lender.lend_queue(queue);
         let (ended, positions) = mpsc::channel();
         let rig = Rig {
             lane: None,
@@ -251,8 +249,7 @@ impl Builder {
             counters: Arc::default(),
             path: self.path(),
             _folder: self.folder,
-            reach: self.reach,
-            grants,
+            lender,
             cache,
             memory,
             queue,
@@ -267,7 +264,7 @@ impl Builder {
 /// A disk at work. Dropping it resets the device and waits for that.
 pub struct Rig {
     pub memory: FakeForeignMemory,
-    pub grants: FakeGrants,
+    pub lender: Lender,
     pub queue: RawQueue,
     pub cache: Arc<MapCache>,
     pub hearing: Arc<Hearing>,
@@ -276,7 +273,6 @@ pub struct Rig {
     pub path: PathBuf,
     pub kick: Arc<EventFd>,
     lane: Option<Lane>,
-    reach: Reach,
     index: usize,
     position: u16,
     event_idx: bool,
@@ -369,27 +365,15 @@ impl Rig {
 
     /// Publishes a chain without a kick. Returns it as the disk sees it.
     pub fn offer(&self, head: u16, chain: &[Descriptor]) -> Vec<Descriptor> {
-        let chain: Vec<_> = chain.iter().map(|buffer| self.lend(*buffer)).collect();
+        let chain: Vec<_> = chain.iter().map(|buffer| self.lender.lend_buffer(*buffer)).collect();
         self.queue.write_chain(head, &chain);
         self.queue.publish(head);
         chain
     }
 
-    /// A buffer as the disk finds it.
-    pub fn lend(&self, buffer: Descriptor) -> Descriptor {
-        const WRITE: u16 = 2;
-        if self.reach != Reach::Grants {
-            return buffer;
-        }
-        let access = if buffer.flags & WRITE == 0 { Access::Read } else { Access::Write };
-        Descriptor { addr: self.grants.grant(buffer.addr, buffer.len as usize, access), ..buffer }
-    }
-
-    /// Takes back what was lent for a chain that the disk is done with.
-    pub fn take_back(&self, chain: &[Descriptor]) {
-        for lent in chain.iter().filter(|_| self.reach == Reach::Grants) {
-            self.grants.end_access(lent.addr, lent.len as usize).expect("the disk is done with the request");
-        }
+    /// The guest's grant table.
+    pub fn grants(&self) -> &FakeGrants {
+        self.lender.grants()
     }
 
     /// Offers a chain, kicks, and waits for it to come back.
@@ -398,7 +382,7 @@ impl Rig {
         let lent = self.offer(0, chain);
         self.kick();
         let used = self.queue.wait_used(before.wrapping_add(1));
-        self.take_back(&lent);
+        self.lender.take_back_buffers(&lent);
         used
     }
 

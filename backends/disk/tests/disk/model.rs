@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestRunner};
+use testkit::driver::Way;
 use virtio_disk::{Cache, EngineKind};
 
 use crate::harness::{Builder, IOERR, OK, Reach, Rig, SECTOR, kind, pattern, segment};
@@ -94,14 +95,14 @@ fn compare(engine: EngineKind, cache: Cache, reach: Reach) {
 
 on_each_engine! {
     fn a_cached_disk_is_what_was_written_to_it(engine) {
-        compare(engine, Cache::Writeback, Reach::Frames);
+        compare(engine, Cache::Writeback, Reach::By(Way::Frames));
     }
 
     fn a_write_through_disk_is_what_was_written_to_it(engine) {
-        compare(engine, Cache::Writethrough, Reach::Frames);
+        compare(engine, Cache::Writethrough, Reach::By(Way::Frames));
     }
 
     fn a_disk_whose_guest_grants_its_memory_is_what_was_written_to_it(engine) {
-        compare(engine, Cache::Writeback, Reach::Grants);
+        [Way::Grants, Way::Mixed].into_iter().for_each(|way| compare(engine, Cache::Writeback, Reach::By(way)));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use guest_memory::{Budget, MapCache};
-use testkit::driver::{Descriptor, RawQueue, Registers, Used, status};
+use testkit::driver::{Descriptor, Lender, RawQueue, Registers, Used, Way, status};
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::Backend;
 use virtio_mmio::{InterruptLine, Transport};
@@ -98,6 +98,7 @@ pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
 /// A guest whose driver has started its card, or is about to.
 pub struct Guest {
     pub memory: FakeForeignMemory,
+    pub lender: Lender,
     pub cache: Arc<MapCache>,
     pub card: Arc<dyn Backend>,
     pub transport: Arc<Transport>,
@@ -126,6 +127,15 @@ impl Guest {
         Self::with_card(Arc::new(Net::with_engine(config, engine).unwrap()), features)
     }
 
+    /// The same as [`Guest::new`], with a card that reaches memory by `way`.
+    pub fn by(way: Way, features: u64) -> (Self, FakeHost) {
+        let (host, engine) = FakeHost::new(1);
+        let card = Arc::new(Net::with_engine(&config(), engine).unwrap());
+        let guest = Self::before_start_by(way, card, features, 64);
+        guest.start();
+        (guest, host)
+    }
+
     /// A guest with any card.
     pub fn with_card(card: Arc<dyn Backend>, features: u64) -> Self {
         let guest = Self::before_start(card, features, 64);
@@ -135,16 +145,22 @@ impl Guest {
 
     /// A guest that has not touched its card yet.
     pub fn before_start(card: Arc<dyn Backend>, features: u64, queue_size: u16) -> Self {
+        Self::before_start_by(Way::Frames, card, features, queue_size)
+    }
+
+    /// The same, with a card that reaches memory by `way`.
+    pub fn before_start_by(way: Way, card: Arc<dyn Backend>, features: u64, queue_size: u16) -> Self {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
-        let cache = MapCache::new(memory.clone(), Budget::default());
+        let lender = Lender::new(way, memory.clone());
+        let cache = MapCache::new(lender.sources(), Budget::default());
         let transport =
             Transport::new(Arc::clone(&card), Arc::new(Line::default()), Arc::clone(&cache), "net").unwrap();
         let count = card.identity().queue_sizes.len();
         let queues = (0..count as u64).map(|queue| RawQueue::new(memory.clone(), BASE + queue * QUEUE, queue_size));
-        let queues = queues.collect();
+        let queues = queues.map(|queue| lender.lend_queue(queue)).collect();
         let slots = (0..count).map(|_| AtomicU16::new(0)).collect();
-        let features = features | VERSION_1;
-        Self { memory, cache, card, transport, queues, features, free: AtomicU64::new(BUFFERS), slots }
+        let features = features | VERSION_1 | lender.features();
+        Self { memory, lender, cache, card, transport, queues, features, free: AtomicU64::new(BUFFERS), slots }
     }
 
     /// From reset to DRIVER_OK, with all queues.
@@ -161,7 +177,7 @@ impl Guest {
         self.transport.reset();
         self.queues.iter().for_each(RawQueue::clear);
         self.slots.iter().for_each(|slot| slot.store(0, SeqCst));
-        self.features = features | VERSION_1;
+        self.features = features | VERSION_1 | self.lender.features();
         self.start();
     }
 
@@ -192,7 +208,8 @@ impl Guest {
             slot = 0;
         }
         self.slots[queue].store(slot + len, SeqCst);
-        self.queues[queue].write_chain(slot, chain);
+        let chain: Vec<_> = chain.iter().map(|buffer| self.lender.lend_buffer(*buffer)).collect();
+        self.queues[queue].write_chain(slot, &chain);
         self.queues[queue].publish(slot);
         slot
     }

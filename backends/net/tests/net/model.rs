@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
@@ -48,12 +48,13 @@ fn publish(guest: &Guest, random: &mut Random, largest: usize) -> Chain {
 }
 
 /// Receives packets into 50 chains until one of them would have to wait.
-fn round(random: &mut Random) {
+fn round(way: Way, random: &mut Random) {
     let mergeable = random.below(3) > 0;
     let features = CSUM | HOST_TSO4 | GUEST_CSUM | GUEST_TSO4 | if mergeable { MRG_RXBUF } else { 0 };
     let largest = [3, 300, 3000, 40_000][random.below(4)];
     let (host, engine) = FakeHost::new(1);
-    let guest = Guest::before_start(Arc::new(Net::with_engine(&config(), engine).unwrap()), features, 256);
+    let card = Arc::new(Net::with_engine(&config(), engine).unwrap());
+    let guest = Guest::before_start_by(way, card, features, 256);
     let chains: Vec<Chain> = (0..50).map(|_| publish(&guest, random, largest)).collect();
     guest.start();
     let (mut used, mut dropped) = (0, 0);
@@ -98,7 +99,9 @@ fn round(random: &mut Random) {
 fn f03_buffers_and_packets_of_all_shapes() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     for number in 0..60 {
-        println!("round {number}");
-        round(&mut random);
+        for way in Way::ALL {
+            println!("round {number}, {way:?}");
+            round(way, &mut random);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::Error;
 
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use virtio_net::Config;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
@@ -311,11 +311,16 @@ fn f07_failed_reads_leave_the_card_alive() {
 
 #[test]
 fn a_flood_is_received_whole_and_in_order() {
-    let (guest, host) = Guest::new(LARGE | MRG_RXBUF);
+    Way::ALL.into_iter().for_each(flood);
+}
+
+fn flood(way: Way) {
+    let (guest, host) = Guest::by(way, LARGE | MRG_RXBUF);
     const PACKETS: u16 = 2000;
     let (address, len) = (guest.allocate(64 * 2048), 2048u64);
     let post = |slot: u16| {
-        guest.queues[RX].write_chain(slot, &[Descriptor::writable(address + len * u64::from(slot), len as u32)]);
+        let buffer = Descriptor::writable(address + len * u64::from(slot), len as u32);
+        guest.queues[RX].write_chain(slot, &[guest.lender.lend_buffer(buffer)]);
         guest.queues[RX].publish(slot);
     };
     (0..64).for_each(post);
@@ -343,12 +348,14 @@ fn a_flood_is_received_whole_and_in_order() {
 
 #[test]
 fn both_directions_go_on_beside_each_other() {
-    let (guest, host) = Guest::new(LARGE | MRG_RXBUF);
-    for round in 0..30 {
-        guest.post(1600);
-        host.put(&for_card(100, round));
-        guest.send(&from_card(100, round));
-        assert_eq!(host.take().1, from_card(100, round));
-        guest.wait_rx(u16::from(round) + 1);
+    for way in Way::ALL {
+        let (guest, host) = Guest::by(way, LARGE | MRG_RXBUF);
+        for round in 0..30 {
+            guest.post(1600);
+            host.put(&for_card(100, round));
+            guest.send(&from_card(100, round));
+            assert_eq!(host.take().1, from_card(100, round), "{way:?}");
+            guest.wait_rx(u16::from(round) + 1);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{Error, ErrorKind};
 use std::sync::Arc;
 
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
@@ -16,28 +16,32 @@ const NO_HEADER: [u8; HEADER_LEN] = [0; HEADER_LEN];
 const TCP: [u8; HEADER_LEN] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
 
 #[test]
-fn spec_2_7_4_1_a_packet_arrives_however_it_is_cut() {
-    let (guest, host) = Guest::new(0);
-    let packet = [&NO_HEADER[..], &from_card(200, 1)].concat();
-    for pieces in [&[][..], &[HEADER_LEN], &[1, 1, 1, 9, 3], &[5, 20], &[HEADER_LEN + 14, 0, 1]] {
-        let count = guest.send_in(TX, &packet, pieces);
-        assert_eq!(guest.queues[TX].wait_used(count).len, 0);
-        assert_eq!(host.take(), (NO_HEADER.to_vec(), from_card(200, 1)), "{pieces:?}");
+fn spec_2_7_4_1_a_packet_arrives_however_it_is_cut_and_named() {
+    for way in Way::ALL {
+        let (guest, host) = Guest::by(way, 0);
+        let packet = [&NO_HEADER[..], &from_card(200, 1)].concat();
+        for pieces in [&[][..], &[HEADER_LEN], &[1, 1, 1, 9, 3], &[5, 20], &[HEADER_LEN + 14, 0, 1]] {
+            let count = guest.send_in(TX, &packet, pieces);
+            assert_eq!(guest.queues[TX].wait_used(count).len, 0);
+            assert_eq!(host.take(), (NO_HEADER.to_vec(), from_card(200, 1)), "{way:?}, {pieces:?}");
+        }
+        assert_eq!((guest.counter("tx_packets"), guest.counter("tx_bytes")), (5, 1000));
     }
-    assert_eq!((guest.counter("tx_packets"), guest.counter("tx_bytes")), (5, 1000));
 }
 
 #[test]
 fn packets_keep_their_order() {
-    let (guest, host) = Guest::new(0);
-    let before = guest.queues[TX].used_idx();
-    for seed in 0..60 {
-        guest.send_in(TX, &[&NO_HEADER[..], &from_card(60 + usize::from(seed), seed)].concat(), &[]);
+    for way in Way::ALL {
+        let (guest, host) = Guest::by(way, 0);
+        let before = guest.queues[TX].used_idx();
+        for seed in 0..60 {
+            guest.send_in(TX, &[&NO_HEADER[..], &from_card(60 + usize::from(seed), seed)].concat(), &[]);
+        }
+        for seed in 0..60 {
+            assert_eq!(host.take().1, from_card(60 + usize::from(seed), seed), "{way:?}");
+        }
+        guest.queues[TX].wait_used(before + 60);
     }
-    for seed in 0..60 {
-        assert_eq!(host.take().1, from_card(60 + usize::from(seed), seed));
-    }
-    guest.queues[TX].wait_used(before + 60);
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::{cell::RefCell, ptr::NonNull, slice};
 use guest_memory::{Access, Sources};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
-use super::Way;
-use super::way::Lender;
+use super::{Lender, Way};
 use crate::memory::FakeForeignMemory;
 
 thread_local! {
@@ -42,7 +41,8 @@ impl GuestHal {
     /// The same, with devices that reach memory by `way`, which is what is returned.
     pub fn boot_by(way: Way, memory: FakeForeignMemory, start: u64, end: u64) -> Sources {
         assert!(start > 0, "drivers take address 0 for a failure");
-        let (lender, sources) = way.of(&memory);
+        let lender = Lender::new(way, memory.clone());
+        let sources = lender.sources();
         GUEST.set(Some(Arena { memory, lender, next: start, end, free: Vec::new() }));
         sources
     }

@@ -5,7 +5,7 @@
 //! [`MmioTransport`] and [`GuestHal`] connect it. The other is a test's own: steps of virtio 1.2
 //! §3.1.1 one by one, and a [`RawQueue`] into which anything can be written.
 //!
-//! Memory is named to a device by its address, or granted; [`Way`] says which.
+//! Memory is named to a device by its address, or granted: [`Way`] says which, and a [`Lender`] does it.
 
 mod hal;
 mod raw_queue;
@@ -17,4 +17,4 @@ pub use hal::GuestHal;
 pub use raw_queue::{Descriptor, RawQueue, Used};
 pub use registers::{Register, Registers, VcpuWindow, status};
 pub use transport::MmioTransport;
-pub use way::{ACCESS_PLATFORM, Way};
+pub use way::{ACCESS_PLATFORM, Lender, Way};

@@ -66,6 +66,11 @@ impl Descriptor {
         Self { flags: self.flags | NEXT, next, ..self }
     }
 
+    /// Whether the device writes the buffer.
+    pub fn is_writable(self) -> bool {
+        self.flags & WRITE != 0
+    }
+
     fn bytes(self) -> [u8; 16] {
         let value = u128::from(self.addr)
             | u128::from(self.len) << 64
