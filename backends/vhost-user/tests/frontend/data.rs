@@ -1,7 +1,7 @@
 //! What becomes of a request's bytes on their way to the backend and back.
 
 use testkit::device::eventually;
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 
 use crate::harness::{BUFFERS, EVENT_IDX, Guest, INDIRECT, UNTOUCHED, config, pattern};
 use crate::puppet::{Character, Puppet};
@@ -10,10 +10,15 @@ use crate::puppet::{Character, Puppet};
 const RNG: u32 = 4;
 
 fn rig(ring_features: u64) -> (Puppet, Guest) {
+    rig_by(Way::Frames, ring_features)
+}
+
+/// The same, with a device that reaches the guest's memory by `way`.
+fn rig_by(way: Way, ring_features: u64) -> (Puppet, Guest) {
     let mut character = Character::default();
     character.features |= ring_features;
     let puppet = Puppet::new(character);
-    let guest = Guest::new(config(RNG, &puppet.socket()), 64);
+    let guest = Guest::by(way, config(RNG, &puppet.socket()), 64);
     (puppet, guest)
 }
 
@@ -31,8 +36,9 @@ fn buffers(lengths: &[(u32, bool)]) -> Vec<Descriptor> {
 fn each_descriptor_of_the_guest_is_one_for_the_backend() {
     let lengths =
         [(16, false), (1, false), (4096, false), (70_000, false), (512, true), (511, true), (70_000, true), (1, true)];
-    for ring_features in [0, INDIRECT, EVENT_IDX, INDIRECT | EVENT_IDX] {
-        let (puppet, guest) = rig(ring_features);
+    let ring_features = [0, INDIRECT, EVENT_IDX, INDIRECT | EVENT_IDX];
+    for (way, ring_features) in Way::ALL.into_iter().flat_map(|way| ring_features.map(|features| (way, features))) {
+        let (puppet, guest) = rig_by(way, ring_features);
         let chain = buffers(&lengths);
         let mut readable = Vec::new();
         for (seed, buffer) in (1..).zip(&chain[..4]) {
@@ -56,7 +62,11 @@ fn each_descriptor_of_the_guest_is_one_for_the_backend() {
 
 #[test]
 fn what_the_backend_writes_comes_back_in_every_piece() {
-    let (puppet, guest) = rig(INDIRECT);
+    Way::ALL.into_iter().for_each(write_every_piece);
+}
+
+fn write_every_piece(way: Way) {
+    let (puppet, guest) = rig_by(way, INDIRECT);
     let chain = buffers(&[(3, false), (10, true), (5000, true), (600, true)]);
     guest.offer(0, 0, &chain);
     let taken = puppet.take(0);
@@ -136,7 +146,11 @@ fn g09_more_than_there_is_room_for_was_not_written() {
 
 #[test]
 fn requests_come_back_in_the_order_in_which_they_are_done() {
-    let (puppet, guest) = rig(EVENT_IDX);
+    Way::ALL.into_iter().for_each(answer_out_of_order);
+}
+
+fn answer_out_of_order(way: Way) {
+    let (puppet, guest) = rig_by(way, EVENT_IDX);
     for head in 0..8 {
         guest.offer(0, head, &[Descriptor::writable(BUFFERS + 64 * u64::from(head), 4)]);
     }
@@ -166,7 +180,11 @@ fn the_backend_is_kicked_for_what_it_has_not_seen() {
 
 #[test]
 fn many_requests_go_round_many_times() {
-    let (puppet, guest) = rig(EVENT_IDX | INDIRECT);
+    Way::ALL.into_iter().for_each(go_round_many_times);
+}
+
+fn go_round_many_times(way: Way) {
+    let (puppet, guest) = rig_by(way, EVENT_IDX | INDIRECT);
     let mut count = 0u16;
     for round in 0..300u32 {
         for head in 0..16u16 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use guest_memory::{Budget, MapCache};
 use testkit::device::eventually;
-use testkit::driver::{Descriptor, RawQueue, Register, Registers, Used, status};
+use testkit::driver::{Descriptor, Lender, RawQueue, Register, Registers, Used, Way, status};
 use testkit::memory::FakeForeignMemory;
 use virtio_backend::{Backend, Kind, Owner};
 use virtio_mmio::{InterruptLine, Transport};
@@ -50,26 +50,33 @@ pub fn make(mut config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
 pub struct Guest {
     pub registers: Arc<Transport>,
     pub memory: FakeForeignMemory,
+    pub lender: Lender,
     pub queues: Vec<RawQueue>,
 }
 
 impl Guest {
     /// A driver has brought the device up, with all that it offers, and with queues of this size.
     pub fn new(config: Config, queue_size: u16) -> Self {
-        let guest = Self::without_driver(config, queue_size);
+        Self::by(Way::Frames, config, queue_size)
+    }
+
+    /// The same, with a device that reaches memory by `way`.
+    pub fn by(way: Way, config: Config, queue_size: u16) -> Self {
+        let guest = Self::without_driver(way, config, queue_size);
         guest.bring_up();
         guest
     }
 
-    pub fn without_driver(config: Config, queue_size: u16) -> Self {
+    pub fn without_driver(way: Way, config: Config, queue_size: u16) -> Self {
         let device = make(config).unwrap();
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
-        let cache = MapCache::new(memory.clone(), Budget::default());
+        let lender = Lender::new(way, memory.clone());
+        let cache = MapCache::new(lender.sources(), Budget::default());
         let count = device.identity().queue_sizes.len() as u64;
         let queues = (0..count).map(|index| RawQueue::new(memory.clone(), RAM + 0x1_0000 * index, queue_size));
-        let queues = queues.collect();
+        let queues = queues.map(|queue| lender.lend_queue(queue)).collect();
         let registers = Transport::new(device, Arc::new(NoLine), cache, "test").unwrap();
-        Self { registers, memory, queues }
+        Self { registers, memory, lender, queues }
     }
 
     pub fn bring_up(&self) {
@@ -89,7 +96,8 @@ impl Guest {
 
     /// Offers a chain in the slots from `head` on, and kicks.
     pub fn offer(&self, queue: usize, head: u16, chain: &[Descriptor]) {
-        self.queues[queue].write_chain(head, chain);
+        let chain: Vec<_> = chain.iter().map(|buffer| self.lender.lend_buffer(*buffer)).collect();
+        self.queues[queue].write_chain(head, &chain);
         self.queues[queue].publish(head);
         self.registers.notify(queue as u32);
     }

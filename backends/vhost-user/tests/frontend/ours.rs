@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 use tempfile::TempDir;
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use vhost_user::{Server, Stopper};
 use virtio_backend::{Backend, Kind};
 use virtio_disk::Disk;
@@ -40,8 +40,8 @@ impl Daemon {
         (server.stopper(), thread::spawn(|| server.serve().unwrap()))
     }
 
-    fn guest(&self) -> Guest {
-        Guest::new(config(BLOCK, &self.folder.path().join("disk.sock")), 256)
+    fn guest(&self, way: Way) -> Guest {
+        Guest::by(way, config(BLOCK, &self.folder.path().join("disk.sock")), 256)
     }
 }
 
@@ -55,23 +55,25 @@ fn offer_read(guest: &Guest, sector: u64, len: u32) {
 
 #[test]
 fn what_is_read_is_what_is_there_and_a_failure_is_seen_though_nothing_was_written_before_it() {
-    let daemon = Daemon::new();
-    daemon.serve();
-    let guest = daemon.guest();
-    offer_read(&guest, 8, 4096);
-    assert_eq!(guest.wait_used(0, 1).len, 4097);
-    assert_eq!(guest.bytes(BUFFERS, 4097), [&pattern(DISK, 1)[4096..8192], &[0]].concat());
+    for way in Way::ALL {
+        let daemon = Daemon::new();
+        daemon.serve();
+        let guest = daemon.guest(way);
+        offer_read(&guest, 8, 4096);
+        assert_eq!(guest.wait_used(0, 1).len, 4097);
+        assert_eq!(guest.bytes(BUFFERS, 4097), [&pattern(DISK, 1)[4096..8192], &[0]].concat(), "{way:?}");
 
-    offer_read(&guest, (DISK / 512) as u64, 4096);
-    assert!(guest.wait_used(0, 2).len < 4097);
-    assert_eq!(guest.bytes(BUFFERS + 4096, 1), [1], "VIRTIO_BLK_S_IOERR");
+        offer_read(&guest, (DISK / 512) as u64, 4096);
+        assert!(guest.wait_used(0, 2).len < 4097);
+        assert_eq!(guest.bytes(BUFFERS + 4096, 1), [1], "VIRTIO_BLK_S_IOERR");
+    }
 }
 
 #[test]
 fn a_daemon_that_is_restarted_again_and_again_is_found_again_and_again() {
     let daemon = Daemon::new();
     let mut running = daemon.serve();
-    let guest = daemon.guest();
+    let guest = daemon.guest(Way::Frames);
     for round in 0..6u16 {
         offer_read(&guest, u64::from(round), 512);
         guest.wait_used(0, round + 1);
