@@ -4,6 +4,8 @@
 
 mod rig;
 
+use std::thread;
+
 use guest_memory::{Access, Budget, CHUNK_SIZE, Sources};
 use rig::granting::{FEATURES, Granting, LARGE, Lent, SIZE, SMALL};
 use rig::{RAM, VERSION_1};
@@ -230,6 +232,27 @@ fn b11_a_plain_address_is_never_mapped_where_the_device_reaches_grants_alone() {
     assert_eq!(guest.rig.memory.counts().calls, 0);
 }
 
+#[test]
+fn b11_whenever_grants_are_taken_back_under_the_device_it_serves_or_breaks_and_holds_nothing() {
+    let guest = Granting::new(Behaviour::Echo);
+    for round in 0..300 {
+        let queue = guest.bring_up();
+        let lent = guest.publish_many(&queue, 4, if round % 2 == 0 { SMALL } else { LARGE });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // From before the device looks until after it is done.
+                (0..round % 30).for_each(|_| thread::yield_now());
+                lent.iter().for_each(|lent| guest.grants.revoke(lent.granted, lent.len));
+            });
+            guest.rig.registers.notify(0);
+        });
+        eventually("the device serves or breaks", || queue.used_idx() == 4 || guest.is_broken());
+        guest.rig.registers.reset();
+        assert_eq!(guest.grants.counts().live, 0);
+    }
+    guest.assert_works_after_reset();
+}
+
 /// Xen may refuse to unmap at once, and the kernel puts it off while someone has the pages pinned.
 #[test]
 fn b12_what_is_unmapped_late_costs_the_driver_its_page_and_the_device_nothing() {
@@ -307,5 +330,25 @@ fn b06_more_than_may_be_mapped_at_once_waits_its_turn() {
     lent.chunks(2).for_each(|pair| assert_eq!(guest.bytes(pair[0]), guest.bytes(pair[1])));
     lent.into_iter().for_each(|lent| guest.take_back(lent));
     assert!(guest.rig.cache.stats().busy > 0, "all of it is not to be had at once");
+    assert!(!guest.is_broken());
+}
+
+#[test]
+fn b06_lanes_that_share_a_budget_all_get_on() {
+    let budget = Budget { kept: 2 * CHUNK_SIZE, at_most: 2 * CHUNK_SIZE };
+    let guest = Granting::within(budget, Behaviour::Echo, |_, grants| Sources::grants(grants));
+    let second = RawQueue::new(guest.rig.memory.clone(), RAM + 0x4000, 8);
+    let granted = guest.grants.grant(RAM + 0x4000, second.bytes(), Access::Write);
+    let queues = [guest.queue(), second.at(granted)];
+    assert!(guest.rig.registers.negotiate(FEATURES));
+    (0..).zip(&queues).for_each(|(index, queue)| guest.rig.registers.set_up_queue(index, queue));
+    guest.rig.registers.add_status(status::DRIVER_OK);
+    for round in 1..=30 {
+        // Six pages each, of 26 that the rings leave.
+        let lent = queues.each_ref().map(|queue| guest.publish_many(queue, 4, LARGE));
+        (0..2).for_each(|queue| guest.rig.registers.notify(queue));
+        queues.iter().for_each(|queue| assert_eq!(queue.wait_used(4 * round).len as usize, LARGE));
+        lent.into_iter().flatten().for_each(|lent| guest.take_back(lent));
+    }
     assert!(!guest.is_broken());
 }
