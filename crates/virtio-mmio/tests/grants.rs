@@ -84,9 +84,10 @@ fn a_chain_may_name_some_of_its_memory_by_frames_and_some_by_grants() {
 
 #[test]
 fn a_pass_over_many_small_requests_copies_once_in_and_once_out() {
-    let (guest, queue) = Granting::waiting(Behaviour::Echo);
+    let guest = Granting::new(Behaviour::Echo);
+    let queue = guest.queue();
     guest.publish_many(&queue, 30, SMALL);
-    guest.rig.registers.notify(0);
+    guest.start(&queue);
     queue.wait_used(30);
     let counts = guest.grants.counts();
     assert_eq!((counts.copies, counts.pieces, counts.maps), (2, 60, 3));
@@ -187,9 +188,10 @@ fn ends() -> [(&'static str, End); 5] {
 #[test]
 fn c12_nothing_is_mapped_after_an_end_with_requests_held_and_others_fetched() {
     for (what, end) in ends() {
-        let (guest, queue) = Granting::waiting(Behaviour::HoldOne);
+        let guest = Granting::new(Behaviour::HoldOne);
+        let queue = guest.queue();
         let lent = guest.publish_many(&queue, 5, LARGE);
-        guest.rig.registers.notify(0);
+        guest.start(&queue);
         guest.wait_held();
         assert_eq!(guest.grants.counts().live, 3 + 2 * 5, "the rings, and all that was fetched");
 

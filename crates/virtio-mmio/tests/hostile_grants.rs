@@ -256,7 +256,7 @@ fn b11_whenever_grants_are_taken_back_under_the_device_it_serves_or_breaks_and_h
 /// Xen may refuse to unmap at once, and the kernel puts it off while someone has the pages pinned.
 #[test]
 fn b12_what_is_unmapped_late_costs_the_driver_its_page_and_the_device_nothing() {
-    let (guest, queue) = Granting::waiting(Behaviour::Echo);
+    let (guest, queue) = Granting::running(Behaviour::Echo);
     guest.grants.put_off_unmaps();
     for round in 0..20 {
         let (source, target) = (guest.lend_bytes(0, &[round; LARGE]), guest.lend(1, LARGE, Access::Write));
@@ -322,10 +322,9 @@ fn b14_whichever_call_fails_the_device_goes_on_or_breaks_and_can_be_used_again()
 fn b06_more_than_may_be_mapped_at_once_waits_its_turn() {
     let budget = Budget { kept: 2 * CHUNK_SIZE, at_most: 2 * CHUNK_SIZE };
     let guest = Granting::within(budget, Behaviour::Echo, |_, grants| Sources::grants(grants));
-    let queue = guest.bring_up();
-    guest.wait_for_first_pass();
+    let queue = guest.queue();
     let lent = guest.publish_many(&queue, 14, LARGE);
-    guest.rig.registers.notify(0);
+    guest.start(&queue);
     queue.wait_used(14);
     lent.chunks(2).for_each(|pair| assert_eq!(guest.bytes(pair[0]), guest.bytes(pair[1])));
     lent.into_iter().for_each(|lent| guest.take_back(lent));

@@ -79,24 +79,16 @@ impl Granting {
         (guest, queue)
     }
 
-    /// The same, with a device that has looked at its queue.
-    pub fn waiting(behaviour: Behaviour) -> (Self, RawQueue) {
-        let (guest, queue) = Self::running(behaviour);
-        guest.wait_for_first_pass();
-        (guest, queue)
-    }
-
-    /// Waits until the device has looked at its empty queue and waits for a kick: what is then published before one is
-    /// seen at once.
-    pub fn wait_for_first_pass(&self) {
-        eventually("the device waits", || self.rig.counter("passes") == 1);
-    }
-
     /// From reset to DRIVER_OK with an empty queue, which is granted anew.
     pub fn bring_up(&self) -> RawQueue {
         let queue = self.queue();
-        self.rig.registers.bring_up(FEATURES, &queue);
+        self.start(&queue);
         queue
+    }
+
+    /// From reset to DRIVER_OK. What the queue has by then is seen at once.
+    pub fn start(&self, queue: &RawQueue) {
+        self.rig.registers.bring_up(FEATURES, queue);
     }
 
     /// An empty queue, granted.
