@@ -86,10 +86,12 @@ sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum
 
 # --- networks ---
 
-# new_bridge NAME ADDRESS/BITS [MTU]: a bridge on which Dom0 has an address.
+# new_bridge NAME ADDRESS/BITS [MTU]: a bridge on which we have an address. Its hardware address is
+# its own: else it would be that of some guest's tap, and change when this goes.
 new_bridge() {
-    modprobe bridge
+    [ ! -e /proc/modules ] || modprobe bridge
     check brctl addbr "$1"
+    check ip link set "$1" address 02:00:00:00:00:01
     check ip link set "$1" mtu "${3:-1500}"
     check ip address add "$2" dev "$1"
     check ip link set "$1" up

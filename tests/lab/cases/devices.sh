@@ -39,13 +39,11 @@ END
     first=$(domid devices)
     tell devices "reboot -f"
     wait_until 120 is_gone "$first" || fail "domain $first is still there"
-    wait_until 120 is_obeying_again || fail "the guest does not come back"
+    wait_until 120 has_booted devices 2 || fail "the guest does not come back"
     in_guest devices "load_network"
     check destroy devices
     leaves_nothing
 }
-
-is_obeying_again() { [ "$(grep -c '^@ obeying' "$(console devices)")" -eq 2 ]; }
 
 # What `xen-virtio check` foretells is where the guest finds its devices.
 addresses_are_as_checked() {

@@ -11,8 +11,9 @@ start_driver() {
     set_option driver 'disk = []'
     set_option driver 'vif = []'
     sed -i 's/^extra *= *"/&rdinit=\/init quiet panic=-1 /' "$guests/driver.cfg"
+    former=$(boots driver)
     create driver
-    expect driver obeying 60
+    wait_until 60 has_booted driver "$((former + 1))" || fail "the driver domain does not come up: $(tail -n 3 "$(console driver)")"
     in_guest driver 'new_bridge lab 192.168.78.1/24'
     in_guest driver 'mkdir -p /etc/xen-virtio/guests'
     in_guest driver 'printf "[[net]]\nbridge = \"lab\"\n" >/etc/xen-virtio/guests/default.toml'
@@ -54,8 +55,8 @@ use_served() {
     [ "$(in_guest "$1" 'drop_caches; sum_of /dev/vda')" = "$(in_guest driver "sum_of /run/disks/$1")" ] ||
         fail "guest $1 reads something else than the driver domain"
     in_guest "$1" "[ -e /tmp/has-net ] || need_net eth0 192.168.78.$2/24; touch /tmp/has-net"
-    in_guest "$1" 'ping -c 3 192.168.78.1'
-    in_guest driver "ping -c 3 192.168.78.$2"
+    in_guest "$1" 'ping -c 1 192.168.78.1'
+    in_guest driver "ping -c 1 192.168.78.$2"
 }
 
 driver_has_logged() { tr -d '\r' <"$(console driver)" | grep -q "$1"; }

@@ -206,8 +206,12 @@ ask() {
     wait_until "$patience" has_answered "$ask_guest" "$ask_before" || fail "guest $ask_guest does not end this: $*"
     tr -d '\r' <"$(console "$ask_guest")" |
         awk -v before="$ask_before" '/^@ answer / { n++ } /^@ output / && n == before { sub("@ output ", ""); print }'
-    [ "$(said "$ask_guest" answer | tail -n 1)" = 0 ]
+    [ "$(said "$ask_guest" answer | tail -n +"$((ask_before + 1))")" = 0 ]
 }
+
+# boots NAME: how often guests of this name whose part is "obey" have come up.
+boots() { grep -cs '^@ obeying' "$(console "$1")"; }
+has_booted() { [ "$(boots "$1")" -ge "$2" ]; }
 
 answers() { said "$1" answer | wc -l; }
 has_answered() { [ "$(answers "$1")" -gt "$2" ] || is_gone "$1"; }

@@ -5,7 +5,8 @@
 say() { echo "@ $*"; }
 
 fail() {
-    say "failed: $*"
+    # What Dom0 asks for has its output elsewhere.
+    say "failed: $*" >/dev/console
     poweroff -f
     sleep 100
 }
