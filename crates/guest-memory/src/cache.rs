@@ -29,6 +29,7 @@ const FIRST_GENERATION: u64 = 1;
 pub struct MapCache {
     frames: Option<Box<dyn PageSource>>,
     grants: Option<Arc<Grants>>,
+    copied_together: usize,
     kept: usize,
     account: Arc<Account>,
     signals: Signals,
@@ -51,11 +52,12 @@ struct Signals {
 impl MapCache {
     /// An empty cache over the ways to the guest's pages.
     pub fn new(sources: impl Into<Sources>, budget: Budget) -> Arc<Self> {
-        let Sources { frames, grants } = sources.into();
+        let Sources { frames, grants, copied_together } = sources.into();
         let counters = Arc::<Counters>::default();
         Arc::new(Self {
             frames,
             grants: grants.map(|source| Arc::new(Grants::new(source, Arc::clone(&counters)))),
+            copied_together,
             kept: budget.kept_chunks(),
             account: Account::new(budget),
             signals: Signals { generation: AtomicU64::new(FIRST_GENERATION), pressure: AtomicU64::new(0) },
@@ -120,6 +122,11 @@ impl MapCache {
 
     pub(crate) fn count_hits(&self, hits: u64) {
         self.counters.add(Counter::Hits, hits);
+    }
+
+    /// Bytes of granted memory that are copied rather than mapped, of a request in one direction.
+    pub(crate) fn copied_together(&self) -> usize {
+        self.copied_together
     }
 
     /// Bytes that one buffer may have.

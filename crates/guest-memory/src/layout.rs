@@ -13,12 +13,6 @@ use crate::{
 /// A piece that is no longer than this is copied whatever comes with it: a header, a status.
 const COPIED_ALWAYS: usize = 512;
 
-/// The longer pieces of a request in one direction are copied if they are no more bytes than this, else mapped.
-///
-/// A copy costs by the byte, a mapping by the page and once more for the call; and each mapping that is taken away makes
-/// Xen flush TLBs.
-const COPIED_TOGETHER: usize = PAGE_LEN;
-
 /// Where each piece is going to be.
 pub(crate) struct Layout {
     pub(crate) places: SmallVec<[Place; 4]>,
@@ -40,14 +34,19 @@ pub(crate) enum Place {
 }
 
 impl Layout {
-    /// Lays out pieces of guest memory, of which no more than `limit` bytes may be taken, counted in pages.
-    pub(crate) fn of(pieces: &[(GuestAddress, usize)], limit: u64) -> Result<Self, AccessError> {
+    /// Lays out pieces of guest memory, of which no more than `limit` bytes may be taken. The granted ones that are not
+    /// [small](COPIED_ALWAYS) are copied if they are no more bytes than `copied_together`, else mapped.
+    pub(crate) fn of(
+        pieces: &[(GuestAddress, usize)],
+        copied_together: usize,
+        limit: u64,
+    ) -> Result<Self, AccessError> {
         let granted = || pieces.iter().filter(|(GuestAddress(address), _)| is_grant(*address)).map(|&(_, len)| len);
         let total = granted().fold(0, usize::saturating_add);
         if total as u64 > limit {
             return Err(AccessError::TooLarge { len: total, limit });
         }
-        let is_small = granted().filter(|len| *len > COPIED_ALWAYS).sum::<usize>() <= COPIED_TOGETHER;
+        let is_small = granted().filter(|len| *len > COPIED_ALWAYS).sum::<usize>() <= copied_together;
         let mut layout = Self { places: SmallVec::new(), references: SmallVec::new(), copied: 0 };
         for &(GuestAddress(address), len) in pieces {
             // Where there is not a byte, there is nothing to be reached, and nothing is added.
@@ -80,7 +79,7 @@ mod tests {
     }
 
     fn layout(pieces: &[(GuestAddress, usize)]) -> (Vec<Place>, Vec<u32>, usize) {
-        let layout = Layout::of(pieces, 1 << 20).unwrap();
+        let layout = Layout::of(pieces, 4096, 1 << 20).unwrap();
         (layout.places.to_vec(), layout.references.to_vec(), layout.copied)
     }
 
@@ -102,6 +101,6 @@ mod tests {
     #[test]
     fn b02_more_than_may_be_taken_is_refused_before_any_reference_is_counted() {
         let huge = [granted(1, 0, usize::MAX), granted(1, 0, usize::MAX)];
-        assert!(matches!(Layout::of(&huge, 1 << 20), Err(AccessError::TooLarge { .. })));
+        assert!(matches!(Layout::of(&huge, usize::MAX, 1 << 20), Err(AccessError::TooLarge { .. })));
     }
 }

@@ -158,7 +158,8 @@ impl View {
         access: Access,
         buffers: &mut Buffers,
     ) -> Result<(), AccessError> {
-        let Layout { places, references, copied } = Layout::of(pieces, self.largest_buffer)?;
+        let Layout { places, references, copied } =
+            Layout::of(pieces, self.cache.copied_together(), self.largest_buffer)?;
         let scratch = self.scratch(copied)?;
         let pages = self.map(&references, access)?;
         for (&(GuestAddress(address), len), place) in pieces.iter().zip(places) {

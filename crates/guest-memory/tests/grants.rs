@@ -35,7 +35,7 @@ impl Guest {
     fn reaching(budget: Budget, sources: impl FnOnce(FakeForeignMemory, FakeGrants) -> Sources) -> Self {
         let memory = FakeForeignMemory::new(&[(BANK, 1 << 20)]);
         let grants = FakeGrants::new(memory.clone());
-        let cache = MapCache::new(sources(memory.clone(), grants.clone()), budget);
+        let cache = MapCache::new(sources(memory.clone(), grants.clone()).copying_up_to(4096), budget);
         let view = View::new(cache.clone());
         Self { memory, grants, cache, view }
     }
@@ -384,7 +384,7 @@ impl GrantSource for OnePage {
 
 #[test]
 fn a_source_that_maps_less_than_it_was_asked_for_is_found_out() {
-    let cache = MapCache::new(Sources::grants(OnePage), Budget::default());
+    let cache = MapCache::new(Sources::grants(OnePage).copying_up_to(4096), Budget::default());
     let view = View::new(cache.clone());
     let pinned = view.pin(&[(GuestAddress(GRANT), 8192)], Access::Read, &mut Buffers::new());
     assert!(matches!(pinned, Err(AccessError::Host(_))), "{pinned:?}");

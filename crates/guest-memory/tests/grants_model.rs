@@ -55,7 +55,10 @@ impl Guest {
     fn new(pieces: &[Piece], access: Access) -> Self {
         let memory = FakeForeignMemory::new(&[(BANK, 8 * ROOM)]);
         let grants = FakeGrants::new(memory.clone());
-        let cache = MapCache::new(Sources::from(memory.clone()).with_grants(grants.clone()), Budget::default());
+        let cache = MapCache::new(
+            Sources::from(memory.clone()).with_grants(grants.clone()).copying_up_to(4096),
+            Budget::default(),
+        );
         let place = |(nth, piece): (u64, &Piece)| {
             let address = BANK + nth * ROOM + piece.offset;
             (address, if piece.is_granted { grants.grant(address, piece.len, access) } else { address })

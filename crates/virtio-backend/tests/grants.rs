@@ -27,7 +27,7 @@ impl Rig {
     fn new() -> Self {
         let memory = FakeForeignMemory::new(&[(BASE, 1 << 20)]);
         let grants = FakeGrants::new(memory.clone());
-        let cache = MapCache::new(Sources::grants(grants.clone()), Budget::default());
+        let cache = MapCache::new(Sources::grants(grants.clone()).copying_up_to(4096), Budget::default());
         let queue = RawQueue::new(memory.clone(), BASE, SIZE);
         let bytes = queue.bytes();
         let queue = queue.at(grants.grant(BASE, bytes, Access::Write));

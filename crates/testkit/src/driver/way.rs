@@ -51,13 +51,14 @@ impl Lender {
         Self { way, memory, grants, ledger: Mutex::default() }
     }
 
-    /// What devices reach the memory by.
+    /// What devices reach the memory by. Of what is granted more than a page is mapped, for tests to see both.
     pub fn sources(&self) -> Sources {
-        match self.way {
+        let sources = match self.way {
             Way::Frames => self.memory.clone().into(),
             Way::Grants => Sources::grants(self.grants.clone()),
             Way::Mixed => Sources::from(self.memory.clone()).with_grants(self.grants.clone()),
-        }
+        };
+        sources.copying_up_to(4096)
     }
 
     /// The features that this takes, whatever the device is.

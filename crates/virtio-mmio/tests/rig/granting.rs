@@ -67,7 +67,7 @@ impl Granting {
     ) -> Self {
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
         let grants = FakeGrants::new(memory.clone());
-        let cache = MapCache::new(sources(memory.clone(), grants.clone()), budget);
+        let cache = MapCache::new(sources(memory.clone(), grants.clone()).copying_up_to(4096), budget);
         let device = TestDevice::with_lanes(behaviour, &[SIZE, 8], vec![0..1, 1..2]);
         Self { rig: Rig::behind(device, memory, cache), grants }
     }
