@@ -36,8 +36,8 @@ lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
 vmm: deps ## Run only the cases of our vhost-user daemons under QEMU and others, without Xen
 	@tests/lab/vmm/run $(CASE)
 
-bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures
-	@tests/lab/bench
+bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures; one part with CASE=grants
+	@tests/lab/bench $(CASE)
 
 build: ## Build the program for this machine
 	$(CARGO) build --release -p xen-virtio

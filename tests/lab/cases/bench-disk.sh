@@ -2,12 +2,15 @@
 # shellcheck shell=sh
 
 # "NAME FIO-ARGUMENTS": what the guest's fio does.
-workloads() {
+workloads() { workloads_on vda; }
+
+# workloads_on DISK [SUFFIX]
+workloads_on() {
     cat <<END
-randread-1 --rw=randread --bs=4k --iodepth=1
-randread-32 --rw=randread --bs=4k --iodepth=32
-randwrite-32 --rw=randwrite --bs=4k --iodepth=32
-read-1m --rw=read --bs=1M --iodepth=4
+randread-1$2 --rw=randread --bs=4k --iodepth=1 --filename=/dev/$1
+randread-32$2 --rw=randread --bs=4k --iodepth=32 --filename=/dev/$1
+randwrite-32$2 --rw=randwrite --bs=4k --iodepth=32 --filename=/dev/$1
+read-1m$2 --rw=read --bs=1M --iodepth=4 --filename=/dev/$1
 END
 }
 
@@ -26,16 +29,16 @@ measure_guest() {
     expect "$measured" ready 300
     worker=$(worker_pids)
     for name in $(workloads | cut -d ' ' -f 1); do
-        measure "$name"
+        measure_workload "$name"
     done
     memory | sed "s/^/@@ figures memory$suffix /"
     tell "$measured" end
     finish "$measured"
 }
 
-# measure NAME: prints what the worker and Xen did in this workload, for each guest I/O: first
+# measure_workload NAME: prints what the worker and Xen did in this workload, for each guest I/O: first
 # undisturbed, then once more under strace, which would falsify the processor's time.
-measure() {
+measure_workload() {
     expect "$measured" "ready $1 undisturbed" 300
     { snapshot && backend_snapshot; } >/run/before
     tell "$measured" go
@@ -90,7 +93,7 @@ guest_fio() {
 # run_fio ARGUMENTS SECONDS: prints the I/Os done and those per second.
 run_fio() {
     # shellcheck disable=SC2086 # arguments are words
-    fio --name=bench --filename=/dev/vda --direct=1 --ioengine=libaio --time_based --runtime="$2" $1 \
+    fio --name=bench --direct=1 --ioengine=libaio --time_based --runtime="$2" $1 \
         --output-format=terse --terse-version=3 --eta=never >/tmp/fio || fail "fio $1"
     bytes=$(echo "$1" | sed -n 's/.*bs=4k.*/4/p; s/.*bs=1M.*/1024/p')
     awk -F ';' -v kib="$bytes" '{ print ($6 + $47) / kib, $8 + $49 }' /tmp/fio

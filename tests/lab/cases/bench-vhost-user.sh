@@ -6,12 +6,7 @@
 # shellcheck source=tests/lab/cases/bench-disk.sh
 . /lab/cases/bench-disk.sh
 
-workloads() {
-    cat <<END
-randread-1 --rw=randread --bs=4k --iodepth=1
-randread-32 --rw=randread --bs=4k --iodepth=32
-END
-}
+workloads() { workloads_on vda | grep randread; }
 
 dom0() {
     noise "$(new_disk bench 64)" 64
