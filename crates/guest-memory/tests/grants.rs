@@ -91,6 +91,18 @@ fn small_pieces_are_copied_in_one_call_and_large_ones_mapped_in_one() {
 }
 
 #[test]
+fn unless_told_otherwise_as_much_as_a_block_driver_asks_for_at_once_is_copied() {
+    let memory = FakeForeignMemory::new(&[(BANK, 1 << 20)]);
+    let grants = FakeGrants::new(memory);
+    let view = View::new(MapCache::new(Sources::grants(grants.clone()), Budget::default()));
+    for (len, is_mapped) in [(1 << 16, 0), ((1 << 16) + 1, 1)] {
+        let granted = GuestAddress(grants.grant(BANK, len, Access::Read));
+        view.pin(&[(granted, len)], Access::Read, &mut Buffers::new()).unwrap();
+        assert_eq!(grants.counts().maps, is_mapped);
+    }
+}
+
+#[test]
 fn what_is_copied_is_as_it_was_and_what_is_mapped_is_as_it_is() {
     let guest = Guest::new();
     let small = guest.grants.grant(BANK, SMALL, Access::Read);

@@ -52,11 +52,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(pieces: &[Piece], access: Access) -> Self {
+    fn new(pieces: &[Piece], access: Access, copying_up_to: usize) -> Self {
         let memory = FakeForeignMemory::new(&[(BANK, 8 * ROOM)]);
         let grants = FakeGrants::new(memory.clone());
         let cache = MapCache::new(
-            Sources::from(memory.clone()).with_grants(grants.clone()).copying_up_to(4096),
+            Sources::from(memory.clone()).with_grants(grants.clone()).copying_up_to(copying_up_to),
             Budget::default(),
         );
         let place = |(nth, piece): (u64, &Piece)| {
@@ -94,14 +94,19 @@ impl Guest {
     }
 }
 
+/// Little, as much as a page, and all of most requests.
+fn copying() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), Just(4096), Just(65_536)]
+}
+
 fn pieces() -> impl Strategy<Value = Vec<Piece>> {
     prop::collection::vec(piece(), 0..8)
 }
 
 proptest! {
     #[test]
-    fn a_device_reads_what_the_guest_wrote(pieces in pieces()) {
-        let guest = Guest::new(&pieces, Access::Read);
+    fn a_device_reads_what_the_guest_wrote(pieces in pieces(), copying in copying()) {
+        let guest = Guest::new(&pieces, Access::Read, copying);
         let mut sent = pattern(pieces.iter().map(|piece| piece.len).sum());
         for (&(address, _), piece) in guest.places.iter().zip(&pieces) {
             let rest = sent.split_off(piece.len);
@@ -122,8 +127,9 @@ proptest! {
         pieces in pieces(),
         writes in prop::collection::vec(write(), 0..4),
         written in 0..70_000_usize,
+        copying in copying(),
     ) {
-        let guest = Guest::new(&pieces, Access::Write);
+        let guest = Guest::new(&pieces, Access::Write, copying);
         guest.memory.write(BANK, &vec![UNTOUCHED; usize::try_from(8 * ROOM).unwrap()]);
         let buffers = guest.pin(Access::Write).unwrap();
         let written = written.min(buffers.len());
