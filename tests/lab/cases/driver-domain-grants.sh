@@ -39,7 +39,7 @@ dom0() {
     for guest in old stubborn good; do check destroy "$guest"; done
     driver_has_nothing_left
     check destroy driver
-    wait_until 10 xen_has "$memory" || fail "Xen has $(free_mib) MiB free, before the driver domain it had $memory"
+    memory_is_back "$memory"
 }
 
 # A kernel that does not know the device's grants waits ten seconds for who does, and goes on

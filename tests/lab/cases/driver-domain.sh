@@ -40,13 +40,13 @@ dom0() {
     tell one end
     finish one
     driver_has_nothing_left
-    wait_until 10 xen_has "$without_guests" || fail "Xen has $(free_mib) MiB free, before the guests it had $without_guests"
+    memory_is_back "$without_guests"
 
     start_mapped five 15
     in_guest five write_for_ever
     check destroy driver
     check destroy five
-    wait_until 10 xen_has "$memory" || fail "Xen has $(free_mib) MiB free, before the driver domain it had $memory"
+    memory_is_back "$memory"
 
     start_driver
     start_mapped six 16

@@ -58,7 +58,7 @@ END
     only_grants_are_used
     check destroy grants
     wait_until 15 no_workers || fail "the worker outlives its guest"
-    wait_until 10 xen_has "$memory" || fail "Xen has $(free_mib) MiB free, before the guest it had $memory"
+    memory_is_back "$memory"
     check umount /mnt
 }
 

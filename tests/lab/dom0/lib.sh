@@ -244,5 +244,11 @@ free_mib() { xl info free_memory | tr -d ' '; }
 
 xen_has() { [ "$(free_mib)" -ge "$1" ]; }
 
+# memory_is_back MIB: waits until Xen has as much memory free again as it had; some pages are what
+# it has got to know of Dom0 meanwhile.
+memory_is_back() {
+    wait_until 10 xen_has "$(($1 - 2))" || fail "Xen has $(free_mib) MiB free, and had $1"
+}
+
 # Domains that have ended but are held by someone's mapping of their memory.
 no_zombies() { ! xl list | grep -q '(null)\|--ps*d'; }
