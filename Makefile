@@ -50,7 +50,8 @@ install: ## Install what was built under PREFIX (/usr/local); DESTDIR for packag
 	install -m 644 guest-config/guests/example.toml guest-config/virtio-disks.cfg guest-config/virtio-devices.cfg \
 		$(DESTDIR)$(EXAMPLES)
 	install -m 644 guest-config/static/example.toml $(DESTDIR)$(EXAMPLES)/static.toml
-	install -d $(DESTDIR)$(EXAMPLES)/vhost-user
+	install -d $(DESTDIR)$(EXAMPLES)/vhost-user $(DESTDIR)$(EXAMPLES)/driver-domain
+	install -m 644 guest-config/driver-domain/* $(DESTDIR)$(EXAMPLES)/driver-domain
 	for file in guest-config/vhost-user/*; do \
 		sed 's,/usr/local/sbin/,$(PREFIX)/sbin/,' "$$file" >"$(DESTDIR)$(EXAMPLES)/vhost-user/$${file##*/}"; done
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
