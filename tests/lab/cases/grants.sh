@@ -78,10 +78,10 @@ disks() {
 file_system() {
     in_guest grants 'make_files' >/run/sum
     check e2fsck -fn /run/disks/cached
-    mkdir -p /run/checked
-    check mount -t ext4 -o loop,ro /run/disks/cached /run/checked
-    [ "$(sum_of_files /run/checked/files)" = "$(cat /run/sum)" ] || fail "the file system holds something else than the guest wrote"
-    check umount /run/checked
+    mkdir -p /run/grants-mounted
+    check mount -t ext4 -o loop,ro /run/disks/cached /run/grants-mounted
+    [ "$(sum_of_files /run/grants-mounted/files)" = "$(cat /run/sum)" ] || fail "the file system holds something else than the guest wrote"
+    check umount /run/grants-mounted
 }
 
 network() {
