@@ -17,7 +17,6 @@ dom0() {
     start_mapped one 11
     start_mapped two 12
     in_guest one 'ping -c 1 192.168.78.12'
-    transfer one
 
     reboot_served one
     use_served one 11
@@ -26,29 +25,33 @@ dom0() {
     use_served one 11
     use_served two 12
     in_guest driver start_daemon
-    in_guest two write_for_ever
-    check destroy two
-    in_guest driver 'wait_until 15 has_workers 1'
+    tell two end
+    finish two
 
     start_mapped three 13
-    kill_worker_of three
+    in_guest three write_for_ever
     check destroy three
+    in_guest driver 'wait_until 15 has_workers 1'
+
+    start_mapped four 14
+    kill_worker_of four
+    check destroy four
     in_guest driver 'wait_until 15 has_workers 1'
     tell one end
     finish one
     driver_has_nothing_left
     memory_is_back "$without_guests"
 
-    start_mapped four 14
-    in_guest four write_for_ever
+    start_mapped five 15
+    in_guest five write_for_ever
     check destroy driver
-    check destroy four
+    check destroy five
     memory_is_back "$memory"
 
     start_driver
-    start_mapped five 15
-    in_guest five write_for_ever
-    check destroy five
+    start_mapped six 16
+    tell six end
+    finish six
     driver_has_nothing_left
     check destroy driver
 }
@@ -77,4 +80,8 @@ kill_worker_of() {
     # shellcheck disable=SC2016 # for the driver domain's shell
     in_guest driver 'kill -KILL $(worker_pids | sort -n | tail -n 1)'
     wait_until 30 driver_has_logged "worker.*domid=$(domid "$1")" || fail "the log does not say whose worker was killed"
+}
+
+write_for_ever() {
+    while :; do dd if=/dev/zero of=/dev/vda bs=256k count=16 oflag=direct; done >/dev/null 2>&1 &
 }

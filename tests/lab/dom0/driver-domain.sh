@@ -59,13 +59,6 @@ use_served() {
     in_guest driver "ping -c 1 192.168.78.$2"
 }
 
-# transfer NAME: much at once, both ways between the driver domain and a guest that is in use.
-transfer() {
-    in_guest driver 'iperf3 -s -1 -D; iperf3 -s -1 -p 5202 -D'
-    in_guest "$1" 'iperf3 -c 192.168.78.1 -n 2M'
-    in_guest "$1" 'iperf3 -c 192.168.78.1 -p 5202 -n 2M --reverse'
-}
-
 driver_has_logged() { tr -d '\r' <"$(console driver)" | grep -q "$1"; }
 
 # The driver domain has no worker, no panic and no interface of a guest that has gone.

@@ -65,11 +65,6 @@ sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 
 sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum); }
 
-# Writes to the first disk until the guest ends.
-write_for_ever() {
-    while :; do dd if=/dev/zero of=/dev/vda bs=256k count=16 oflag=direct; done >/dev/null 2>&1 &
-}
-
 drop_caches() { echo 3 >/proc/sys/vm/drop_caches; }
 
 # echo_of COMMAND: a megabyte through the command comes back as it was.
