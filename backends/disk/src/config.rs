@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Image};
+use crate::{Access, Geometry, Storage};
 
 /// Bytes of the serial number that GET_ID gives (VIRTIO_BLK_ID_BYTES).
 pub(crate) const SERIAL_LEN: usize = 20;
@@ -86,15 +86,11 @@ impl Config {
     }
 }
 
-/// A disk that can be served: the configuration, checked, and what the image adds to it.
+/// A disk that can be served: the configuration, checked, and what the storage adds to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Sectors of 512 bytes.
-    pub capacity: u64,
-    /// The guest's logical block size in bytes.
-    pub block_size: u32,
-    /// The block size that the storage likes, in bytes; a multiple of `block_size` by a power of two.
-    pub physical_block_size: u32,
+    /// The storage's measures.
+    pub geometry: Geometry,
     /// The driver sees no write cache: it need not flush, each write is durable.
     pub write_through: bool,
     /// Every write is refused.
@@ -105,8 +101,6 @@ pub struct Plan {
     pub queues: u16,
     /// The engine of each lane.
     pub engine: EngineKind,
-    /// Alignment in bytes of direct I/O, if that is how the image was opened.
-    pub direct_alignment: Option<usize>,
     /// Padded with zeroes.
     pub serial: [u8; SERIAL_LEN],
 }
@@ -154,38 +148,33 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Checks a configuration against the image it is for.
+    /// Checks a configuration against the storage it is for.
     ///
     /// # Errors
     /// The two do not fit; the message says what to change.
-    pub fn new(config: &Config, image: &Image) -> Result<Self, PlanError> {
+    pub fn new(config: &Config, storage: &dyn Storage) -> Result<Self, PlanError> {
         config.check()?;
-        if image.is_read_only() && !config.read_only {
-            return Err(PlanError::ReadOnlyImage { image: image.name().to_owned() });
+        let geometry = storage.geometry();
+        let image = || storage.name().to_owned();
+        if geometry.read_only && !config.read_only {
+            return Err(PlanError::ReadOnlyImage { image: image() });
+        }
+        match geometry.direct_alignment {
+            None if config.cache == Cache::None => return Err(PlanError::NotDirect { image: image() }),
+            Some(alignment) if alignment > geometry.block_size as usize => {
+                return Err(PlanError::DirectBlocks { image: image(), alignment, block_size: geometry.block_size });
+            }
+            _ => {}
         }
         Ok(Self {
-            capacity: image.size() / crate::request::SECTOR_SIZE,
-            block_size: image.block_size(),
-            physical_block_size: image.physical_block_size(),
+            geometry,
             write_through: config.cache == Cache::Writethrough,
             read_only: config.read_only,
-            discard: config.discard && !config.read_only,
-            queues: config.queues,
+            discard: config.discard && !config.read_only && geometry.discard_granularity > 0,
+            queues: config.queues.min(geometry.max_queues),
             engine: config.engine,
-            direct_alignment: direct_alignment(config, image)?,
             serial: padded(&config.serial)?,
         })
-    }
-}
-
-fn direct_alignment(config: &Config, image: &Image) -> Result<Option<usize>, PlanError> {
-    let name = || image.name().to_owned();
-    match image.direct_alignment() {
-        None if config.cache == Cache::None => Err(PlanError::NotDirect { image: name() }),
-        Some(alignment) if alignment > image.block_size() as usize => {
-            Err(PlanError::DirectBlocks { image: name(), alignment, block_size: image.block_size() })
-        }
-        alignment => Ok(alignment),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use zerocopy::{Immutable, IntoBytes, little_endian};
 
-use crate::Plan;
 use crate::request::SECTOR_SIZE;
+use crate::{Geometry, Plan};
 
 /// Entries of each queue. A request takes one where the driver uses indirect descriptors, so this is how many it may
 /// have in flight; the descriptor table then fills one page.
@@ -59,24 +59,25 @@ impl ConfigSpace {
     pub(crate) const LEN: usize = size_of::<Self>();
 
     pub(crate) fn of(plan: &Plan) -> Self {
-        let blocks_a_physical = (plan.physical_block_size / plan.block_size.max(1)).max(1);
+        let Geometry { size, block_size, physical_block_size, optimal_io_size, .. } = plan.geometry;
+        let blocks_a_physical = (physical_block_size / block_size.max(1)).max(1);
         let span_sectors = u32::try_from(MAX_SPAN / SECTOR_SIZE).unwrap_or(u32::MAX);
         Self {
-            capacity: plan.capacity.into(),
+            capacity: (size / SECTOR_SIZE).into(),
             size_max: SIZE_MAX.into(),
             seg_max: SEG_MAX.into(),
             geometry: [0; 4],
-            blk_size: plan.block_size.into(),
+            blk_size: block_size.into(),
             physical_block_exp: u8::try_from(blocks_a_physical.ilog2()).unwrap_or(0),
             alignment_offset: 0,
             min_io_size: u16::try_from(blocks_a_physical).unwrap_or(1).into(),
-            opt_io_size: 0.into(),
+            opt_io_size: (optimal_io_size / block_size.max(1)).into(),
             writeback: 0,
             unused0: 0,
             num_queues: plan.queues.into(),
             max_discard_sectors: span_sectors.into(),
             max_discard_seg: MAX_SPANS.into(),
-            discard_sector_alignment: (plan.physical_block_size / 512).into(),
+            discard_sector_alignment: (plan.geometry.discard_granularity / 512).into(),
             max_write_zeroes_sectors: span_sectors.into(),
             max_write_zeroes_seg: MAX_SPANS.into(),
             write_zeroes_may_unmap: u8::from(plan.discard),

@@ -13,15 +13,11 @@ use zerocopy::IntoBytes;
 
 use crate::config_space::{ConfigSpace, QUEUE_SIZE};
 use crate::counters::Counters;
-use crate::engine::{self, Engine, Target};
 use crate::request::{MAX_CHAIN, Rules, SECTOR_SIZE};
 use crate::worker::{DiskWorker, Life};
-use crate::{Config, EngineKind, Image, Plan, PlanError};
+use crate::{Config, Plan, PlanError, Storage};
 
-/// Makes the engine of a lane, on the lane's thread; see [`engine::open`].
-pub type OpenEngine = dyn Fn(EngineKind, &Target, u16) -> io::Result<Box<dyn Engine>> + Send + Sync;
-
-/// A virtio block device over one image.
+/// A virtio block device over one storage.
 ///
 /// CONFIG_WCE is not offered. Whether writes are cached then follows from what was configured and negotiated, which is
 /// known at every start, instead of being a state that a restart could lose.
@@ -29,8 +25,7 @@ pub struct Disk {
     identity: Identity,
     config_space: ConfigSpace,
     plan: Plan,
-    target: Target,
-    open_engine: Box<OpenEngine>,
+    storage: Box<dyn Storage>,
     counters: Arc<Counters>,
     /// What the lanes now running share; it ends with the last of them, that is at reset. Lanes contend for it when
     /// they start, and never again.
@@ -38,23 +33,16 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk as configured, over `image`.
+    /// A disk as configured, over `storage`.
     ///
     /// # Errors
-    /// The configuration does not fit the image.
-    pub fn new(config: &Config, image: Image) -> Result<Self, PlanError> {
-        Self::with_engine(config, image, Box::new(engine::open))
+    /// The configuration does not fit the storage.
+    pub fn new(config: &Config, storage: impl Storage) -> Result<Self, PlanError> {
+        Self::over(config, Box::new(storage))
     }
 
-    /// A disk whose I/O is done by engines of someone else's making.
-    ///
-    /// # Errors
-    /// As for [`Disk::new`].
-    pub fn with_engine(config: &Config, image: Image, open_engine: Box<OpenEngine>) -> Result<Self, PlanError> {
-        let plan = Plan::new(config, &image)?;
-        let is_block_device = image.is_block_device();
-        let target =
-            Target { is_block_device, direct_alignment: plan.direct_alignment, file: Arc::new(image.into_file()) };
+    pub(crate) fn over(config: &Config, storage: Box<dyn Storage>) -> Result<Self, PlanError> {
+        let plan = Plan::new(config, &*storage)?;
         let queues = usize::from(plan.queues);
         let identity = Identity {
             device_id: VIRTIO_ID_BLOCK,
@@ -65,7 +53,7 @@ impl Disk {
             max_chain_bytes: MAX_CHAIN,
         };
         let (counters, life) = (Arc::default(), Mutex::default());
-        Ok(Self { identity, config_space: ConfigSpace::of(&plan), plan, target, open_engine, counters, life })
+        Ok(Self { identity, config_space: ConfigSpace::of(&plan), plan, storage, counters, life })
     }
 
     /// What it serves.
@@ -99,10 +87,10 @@ impl Backend for Disk {
     }
 
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
-        let Plan { capacity, read_only, discard, serial, engine, .. } = self.plan;
+        let Plan { geometry, read_only, discard, serial, engine, .. } = self.plan;
         Ok(Box::new(DiskWorker {
-            engine: (self.open_engine)(engine, &self.target, QUEUE_SIZE)?,
-            rules: Rules { capacity, read_only, discard },
+            engine: self.storage.open_engine(engine, QUEUE_SIZE)?,
+            rules: Rules { capacity: geometry.size / SECTOR_SIZE, read_only, discard },
             stable: self.writes_are_stable(features),
             serial,
             life: self.join_life(),
@@ -113,7 +101,7 @@ impl Backend for Disk {
 
     /// A driver that ignores the block size works in sectors, which direct I/O on larger blocks cannot do.
     fn accepts(&self, features: u64) -> bool {
-        let needs_blocks = self.plan.direct_alignment.is_some_and(|alignment| alignment as u64 > SECTOR_SIZE);
+        let needs_blocks = self.plan.geometry.direct_alignment.is_some_and(|alignment| alignment as u64 > SECTOR_SIZE);
         !needs_blocks || has(features, VIRTIO_BLK_F_BLK_SIZE)
     }
 
@@ -127,7 +115,7 @@ fn features(plan: &Plan) -> u64 {
         (VIRTIO_BLK_F_SIZE_MAX, true),
         (VIRTIO_BLK_F_SEG_MAX, true),
         (VIRTIO_BLK_F_BLK_SIZE, true),
-        (VIRTIO_BLK_F_TOPOLOGY, plan.physical_block_size > plan.block_size),
+        (VIRTIO_BLK_F_TOPOLOGY, plan.geometry.physical_block_size > plan.geometry.block_size),
         // A driver that sees it believes in a volatile cache, and would flush for nothing.
         (VIRTIO_BLK_F_FLUSH, !plan.write_through),
         (VIRTIO_BLK_F_RO, plan.read_only),

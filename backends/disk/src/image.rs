@@ -1,4 +1,4 @@
-//! The file or block device behind a disk.
+//! A raw image: the file or block device whose bytes are the disk's.
 //!
 //! The broker opens it by the path the operator gave, and a worker receives the descriptor: what must be known of an
 //! image is therefore asked of the descriptor, on either side. Its contents are never looked at.
@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::engine;
+use crate::engine::{self, Engine, Target};
 use crate::request::SECTOR_SIZE;
+use crate::{EngineKind, Geometry, Storage};
 
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,11 +32,7 @@ pub struct Image {
     file: File,
     name: String,
     is_block_device: bool,
-    size: u64,
-    block_size: u32,
-    physical_block_size: u32,
-    direct_alignment: Option<usize>,
-    read_only: bool,
+    geometry: Geometry,
 }
 
 /// Why an image cannot be served.
@@ -138,56 +136,44 @@ impl Image {
     pub fn from_file(file: File, name: impl Into<String>) -> Result<Self, ImageError> {
         let name = name.into();
         let is_block_device = check_kind(&file, &name)?;
-        let facts = Facts::of(&file, is_block_device)
+        let geometry = measure(&file, is_block_device)
             .map_err(|source| ImageError::Query { image: name.clone(), source: source.into() })?;
-        let Facts { size, block_size, physical_block_size, direct_alignment, read_only } = facts;
+        let Geometry { size, block_size, .. } = geometry;
         if size == 0 {
             return Err(ImageError::Empty { image: name });
         }
         if !size.is_multiple_of(u64::from(block_size)) {
             return Err(ImageError::Size { image: name, size, block_size });
         }
-        Ok(Self { file, name, is_block_device, size, block_size, physical_block_size, direct_alignment, read_only })
-    }
-
-    /// What messages call it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Bytes; a multiple of the block size.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Logical block size in bytes: a block device's own, and 512 for a file, which what is on it was made for.
-    pub fn block_size(&self) -> u32 {
-        self.block_size
-    }
-
-    /// The block size in bytes in which the storage works best.
-    pub fn physical_block_size(&self) -> u32 {
-        self.physical_block_size
-    }
-
-    /// Alignment in bytes of direct I/O, if it was opened for that.
-    pub fn direct_alignment(&self) -> Option<usize> {
-        self.direct_alignment
-    }
-
-    /// Whether it was opened for reading only.
-    pub fn is_read_only(&self) -> bool {
-        self.read_only
-    }
-
-    /// Whether it is a block device, not a regular file.
-    pub fn is_block_device(&self) -> bool {
-        self.is_block_device
+        Ok(Self { file, name, is_block_device, geometry })
     }
 
     /// The open file.
     pub fn into_file(self) -> File {
         self.file
+    }
+}
+
+impl Storage for Image {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(size_of(&self.file, self.is_block_device)?)
+    }
+
+    fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
+        let target = Target {
+            file: Arc::new(self.file.try_clone()?),
+            is_block_device: self.is_block_device,
+            direct_alignment: self.geometry.direct_alignment,
+        };
+        engine::open(kind, &target, depth)
     }
 }
 
@@ -222,35 +208,32 @@ fn check_kind(file: &File, name: &str) -> Result<bool, ImageError> {
 const SYSFS_MAGIC: fs::FsWord = 0x6265_6572;
 
 /// What a descriptor tells of its image.
-struct Facts {
-    size: u64,
-    block_size: u32,
-    physical_block_size: u32,
-    direct_alignment: Option<usize>,
-    read_only: bool,
+fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
+    let flags = fs::fcntl_getfl(file)?;
+    let (block_size, physical) = if is_block_device {
+        (fs::ioctl_blksszget(file)?, fs::ioctl_blkpbszget(file)?)
+    } else {
+        (FILE_BLOCK_SIZE, u32::try_from(fs::fstat(file)?.st_blksize).unwrap_or(FILE_BLOCK_SIZE))
+    };
+    let physical_block_size = favourite(physical, block_size);
+    Ok(Geometry {
+        size: size_of(file, is_block_device)?,
+        block_size,
+        physical_block_size,
+        optimal_io_size: 0,
+        discard_granularity: physical_block_size,
+        direct_alignment: flags.contains(OFlags::DIRECT).then(|| direct_alignment(file, block_size)),
+        read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
+        max_queues: u16::MAX,
+    })
 }
 
-impl Facts {
-    fn of(file: &File, is_block_device: bool) -> Result<Self, Errno> {
-        let flags = fs::fcntl_getfl(file)?;
-        let (size, block_size, physical) = if is_block_device {
-            // Its end is the only size that a block device tells without an ioctl.
-            let size = fs::seek(file, fs::SeekFrom::End(0))?;
-            (size, fs::ioctl_blksszget(file)?, fs::ioctl_blkpbszget(file)?)
-        } else {
-            let stat = fs::fstat(file)?;
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
-            (size, FILE_BLOCK_SIZE, u32::try_from(stat.st_blksize).unwrap_or(FILE_BLOCK_SIZE))
-        };
-        let direct_alignment =
-            if flags.contains(OFlags::DIRECT) { Some(direct_alignment(file, block_size)) } else { None };
-        Ok(Self {
-            size,
-            block_size,
-            physical_block_size: favourite(physical, block_size),
-            direct_alignment,
-            read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
-        })
+fn size_of(file: &File, is_block_device: bool) -> Result<u64, Errno> {
+    if is_block_device {
+        // Its end is the only size that a block device tells without an ioctl.
+        fs::seek(file, fs::SeekFrom::End(0))
+    } else {
+        Ok(u64::try_from(fs::fstat(file)?.st_size).unwrap_or(0))
     }
 }
 

@@ -1,7 +1,8 @@
 //! virtio-blk (virtio 1.2 §5.2) over raw files and block devices.
 //!
-//! A [`Disk`] is made from a [`Config`], what the operator wrote, and an [`Image`], the opened file. Each of its queues
-//! has a lane of its own, and each lane an [`engine::Engine`]: io_uring, or plain system calls where that is refused.
+//! A [`Disk`] is made from a [`Config`], what the operator wrote, and a [`Storage`], such as an [`Image`], an opened
+//! file. Each of its queues has a lane of its own, and each lane an [`engine::Engine`] of the storage's: for files
+//! io_uring, or plain system calls where that is refused.
 //! To programs that serve devices it is a [`virtio_backend::Kind`], the word for which is `disk`.
 //!
 //! - What the guest says ends in `request`; host I/O begins in `engine`. Neither knows the other.
@@ -17,9 +18,11 @@ pub mod engine;
 mod image;
 mod kind;
 mod request;
+mod storage;
 mod worker;
 
 pub use config::{Cache, Config, EngineKind, Plan, PlanError};
-pub use device::{Disk, OpenEngine};
+pub use device::Disk;
 pub use image::{Access, Image, ImageError};
 pub use kind::DiskError;
+pub use storage::{Geometry, Storage};

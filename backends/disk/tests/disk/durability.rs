@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use virtio_disk::engine::{self, Done, Engine, Op};
-use virtio_disk::{Cache, Disk, EngineKind, Image};
+use virtio_disk::engine::{Done, Engine, Op};
+use virtio_disk::{Cache, Disk, EngineKind, Geometry, Image, Storage};
 
 use crate::harness::{Builder, F_FLUSH, IOERR, OK, Rig, SECTOR, kind, pattern, segment};
 use crate::on_each_engine;
@@ -70,16 +70,37 @@ impl Engine for Scripted {
     }
 }
 
+/// A storage whose engines follow a script.
+struct ScriptedImage {
+    image: Image,
+    script: Arc<Script>,
+}
+
+impl Storage for ScriptedImage {
+    fn name(&self) -> &str {
+        self.image.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.image.geometry()
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.image.size()
+    }
+
+    fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
+        let engine = self.image.open_engine(kind, depth)?;
+        Ok(Box::new(Scripted { engine, script: Arc::clone(&self.script), failed: Vec::new() }))
+    }
+}
+
 fn scripted(builder: Builder) -> (Rig, Arc<Script>) {
     let script = Arc::new(Script::default());
-    let writer = Arc::clone(&script);
-    let open = move |kind: EngineKind, target: &engine::Target, depth: u16| {
-        let engine = engine::open(kind, target, depth)?;
-        Ok(Box::new(Scripted { engine, script: Arc::clone(&writer), failed: Vec::new() }) as Box<dyn Engine>)
-    };
     std::fs::write(builder.path(), &builder.contents).unwrap();
     let image = Image::open(&builder.path(), builder.config.access()).unwrap();
-    let disk = Disk::with_engine(&builder.config, image, Box::new(open)).unwrap();
+    let image = ScriptedImage { image, script: Arc::clone(&script) };
+    let disk = Disk::new(&builder.config, image).unwrap();
     (builder.start_device(Arc::new(disk)), script)
 }
 
