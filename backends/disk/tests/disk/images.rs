@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use virtio_disk::{Access, Config, Disk, Image, ImageError, PlanError};
+use virtio_disk::{Access, Config, Disk, Image, ImageError, PlanError, Storage};
 
 use crate::harness::{Builder, OK, SECTOR, kind, pattern, segment};
 use crate::on_each_engine;
