@@ -10,7 +10,7 @@ EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 CASE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test check demo lab vmm bench-lab install clean
+.PHONY: help deps build test check demo lab vmm bench bench-lab install clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
 
 vmm: deps ## Run only the cases of our vhost-user daemons under QEMU and others, without Xen
 	@tests/lab/vmm/run $(CASE)
+
+bench: deps ## Measure what it costs on this machine, beside other programs; one part with CASE=peers
+	$(CARGO) build --release --quiet -p xen-virtio
+	$(CARGO) run --release --quiet -p xen-virtio-bench -- $(CASE)
 
 bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures; one part with CASE=grants
 	@tests/lab/bench $(CASE)

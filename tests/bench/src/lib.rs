@@ -1,0 +1,15 @@
+//! What the program costs on this machine, without Xen: `make bench`.
+//!
+//! Nothing here is a test: figures are printed, and compared with others of the same run. docs/performance.md says what
+//! they were and how to read them.
+
+pub mod call;
+pub mod frontend;
+pub mod guest;
+pub mod load;
+pub mod peers;
+pub mod process;
+pub mod server;
+pub mod spread;
+pub mod table;
+pub mod wait;

@@ -1,0 +1,55 @@
+//! The command behind `make bench`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use xen_virtio_bench::peers;
+
+/// Measures what xen-virtio costs on this machine, prints it, and leaves it in target/bench.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// What to measure; everything if nothing is named.
+    cases: Vec<Case>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Case {
+    /// Our vhost-user daemon beside others.
+    Peers,
+}
+
+fn main() -> Result<()> {
+    let Cli { cases } = Cli::parse();
+    let cases = if cases.is_empty() { Case::value_variants().to_vec() } else { cases };
+    let (programs, folder) = places()?;
+    for case in cases {
+        match case {
+            Case::Peers => {
+                let report = peers::run(&programs.join("xen-virtio"), &folder, peers::Effort::FULL, |what| {
+                    eprintln!("peers: {what}");
+                })?;
+                keep(&folder, "peers", &report, &report.tables())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the programs are, and where results belong.
+fn places() -> Result<(PathBuf, PathBuf)> {
+    let program = std::env::current_exe()?;
+    let programs = program.parent().context("A program is in a directory")?;
+    let folder = programs.parent().unwrap_or(programs).join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("Cannot make {}", folder.display()))?;
+    Ok((programs.to_owned(), folder))
+}
+
+fn keep(folder: &Path, name: &str, report: &impl serde::Serialize, tables: &str) -> Result<()> {
+    println!("{tables}");
+    fs::write(folder.join(format!("{name}.txt")), tables)?;
+    let json = serde_json::to_string_pretty(report)?;
+    let path = folder.join(format!("{name}.json"));
+    fs::write(&path, json).with_context(|| format!("Cannot write {}", path.display()))
+}
