@@ -167,6 +167,10 @@ impl Storage for Image {
         Ok(size_of(&self.file, self.is_block_device)?)
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
         let target = Target {
             file: Arc::new(self.file.try_clone()?),
@@ -221,7 +225,9 @@ fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
         block_size,
         physical_block_size,
         optimal_io_size: 0,
+        alignment_offset: 0,
         discard_granularity: physical_block_size,
+        max_discard: u64::MAX,
         direct_alignment: flags.contains(OFlags::DIRECT).then(|| direct_alignment(file, block_size)),
         read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
         max_queues: u16::MAX,

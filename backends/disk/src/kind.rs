@@ -106,7 +106,8 @@ mod tests {
     }
 
     fn open(mut config: Config) -> Result<Vec<OwnedFd>, DiskError> {
-        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into() };
+        let owner =
+            Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/nonexistent".into() };
         Disk::open(&mut config, &owner)
     }
 

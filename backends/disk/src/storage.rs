@@ -22,6 +22,13 @@ pub trait Storage: Send + Sync + 'static {
     /// It cannot be asked.
     fn size(&self) -> io::Result<u64>;
 
+    /// Brings everything written to persistent storage, once no lane has an engine any more and the disk goes away for
+    /// good. Comes back within seconds whatever the storage does.
+    ///
+    /// # Errors
+    /// Some of it may be lost.
+    fn flush(&self) -> io::Result<()>;
+
     /// Makes the engine of a lane, on that lane's thread, for tags below `depth`, which is not zero.
     ///
     /// # Errors
@@ -40,8 +47,12 @@ pub struct Geometry {
     pub physical_block_size: u32,
     /// The size of transfers that it likes best; zero if it has none.
     pub optimal_io_size: u32,
+    /// Where the first physical block starts that is whole; zero if that is the start.
+    pub alignment_offset: u32,
     /// What can be given back of it: pieces of so much at such multiples; zero if nothing can.
     pub discard_granularity: u32,
+    /// The most that one discard gives back; `u64::MAX` if there is no such limit.
+    pub max_discard: u64,
     /// What offsets and lengths of transfers have to be multiples of beyond `block_size`: O_DIRECT's alignment.
     pub direct_alignment: Option<usize>,
     /// It cannot be written.

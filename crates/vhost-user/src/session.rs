@@ -121,6 +121,15 @@ impl Session {
         None
     }
 
+    /// Tells the device what was agreed upon; false if it cannot take it.
+    fn agree(&self, features: u64) -> bool {
+        let told = guarded(|| {
+            self.device.backend.negotiated(features);
+            Ok(())
+        });
+        told.inspect_err(|fault| self.device_failed(fault)).is_ok()
+    }
+
     fn device_failed(&self, fault: &Fault) {
         self.device.line.report(fault, 0..self.vrings.len());
     }
@@ -176,7 +185,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             self.features = None;
             self.lanes.begin_end();
             self.reconcile_all();
-            self.features = judged;
+            self.features = judged.filter(|&features| self.agree(features));
         }
         // A front-end that knows no protocol features does not enable rings one by one.
         if accepted & PROTOCOL_FEATURES == 0 {

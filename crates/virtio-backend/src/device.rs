@@ -52,6 +52,10 @@ pub trait Backend: Send + Sync + 'static {
         true
     }
 
+    /// The driver has chosen these features, which the device accepts. What a driver can set by configuration space
+    /// starts anew here. Told before a worker is started with them, and not again before a reset.
+    fn negotiated(&self, _features: u64) {}
+
     /// Hands over, once, the way to tell the driver of a changed configuration.
     fn attach(&self, _signals: Arc<dyn Signals>) {}
 

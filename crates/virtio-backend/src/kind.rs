@@ -81,6 +81,8 @@ pub struct Owner {
     pub identity: String,
     /// Which of the guest's devices of this kind it is, from 0.
     pub index: usize,
+    /// How many vCPUs the guest has at most; 1 if nobody knows.
+    pub vcpus: u16,
     /// Where sockets and links for programs on the host belong: one directory for the whole program,
     /// which exists.
     pub directory: PathBuf,
@@ -95,4 +97,11 @@ pub enum Operation {
         /// In.
         up: bool,
     },
+    /// Look how large the storage is now, and let the guest know.
+    Resize {
+        /// It may have become smaller.
+        shrink: bool,
+    },
+    /// Try again what the host has failed and what is held since.
+    Resume,
 }

@@ -56,7 +56,14 @@ impl Transport {
             );
         }
         let features = acceptable.filter(|_| is_asked)?;
-        match guarded(|| Ok(self.backend.accepts(features))) {
+        let judged = guarded(|| {
+            let accepts = self.backend.accepts(features);
+            if accepts {
+                self.backend.negotiated(features);
+            }
+            Ok(accepts)
+        });
+        match judged {
             Ok(accepts) => accepts.then_some(features),
             Err(fault) => {
                 self.state.needs_reset(&fault);

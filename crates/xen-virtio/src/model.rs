@@ -222,7 +222,7 @@ pub(crate) mod sample {
     use super::*;
 
     pub(crate) fn disk(vdev: &str) -> Device {
-        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/run".into() };
+        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/run".into() };
         Device {
             id: DeviceId { class: Class::VirtioDisk, number: 51712 },
             place: Place { base: 0x0200_0000, irq: 33 },

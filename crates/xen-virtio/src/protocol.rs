@@ -10,7 +10,7 @@ use virtio_backend::Operation;
 use crate::model::{Device, DeviceId, Place};
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// From the broker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -74,7 +74,7 @@ impl Guest {
         let written = written.replace("DIR", directory.path().to_str().unwrap());
         let mut config: Config = serde_json::from_str(&written).unwrap();
         let (guest, identity) = ("web".to_owned(), "web".to_owned());
-        let owner = Owner { guest, identity, index: 0, directory: directory.path().to_owned() };
+        let owner = Owner { guest, identity, index: 0, vcpus: 1, directory: directory.path().to_owned() };
         let descriptors = Console::open(&mut config, &owner).unwrap();
         let (ram, len) = (0x4000_0000, 8 << 20);
         let memory = FakeForeignMemory::new(&[(ram, len)]);

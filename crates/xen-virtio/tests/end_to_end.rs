@@ -46,6 +46,10 @@ impl Spawner for ThreadSpawner {
         Ok(std::fs::File::open("/dev/null")?.into())
     }
 
+    fn vcpus(&self, _domid: u16) -> Option<u16> {
+        Some(2)
+    }
+
     fn has_domain(&self, _domid: u16) -> bool {
         true
     }

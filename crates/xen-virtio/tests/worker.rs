@@ -72,7 +72,7 @@ impl Running {
     }
 
     fn attach_by(&self, grants: Grants, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
-        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/run".into() };
+        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/run".into() };
         let model = Model::Disk(virtio_disk::Config::default());
         let place = Place { base, irq: 33 };
         let device = Device { id: disk_id(number), place, grants, name: format!("disk-{number}"), owner, model };

@@ -93,7 +93,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 pub fn owner(directory: &Path) -> Owner {
-    Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: directory.to_owned() }
+    Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: directory.to_owned() }
 }
 
 impl Rig {

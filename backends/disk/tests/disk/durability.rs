@@ -89,6 +89,10 @@ impl Storage for ScriptedImage {
         self.image.size()
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.image.flush()
+    }
+
     fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
         let engine = self.image.open_engine(kind, depth)?;
         Ok(Box::new(Scripted { engine, script: Arc::clone(&self.script), failed: Vec::new() }))

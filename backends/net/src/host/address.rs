@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     fn owner(identity: &str, index: usize) -> Owner {
-        Owner { guest: "web".into(), identity: identity.into(), index, directory: PathBuf::new() }
+        Owner { guest: "web".into(), identity: identity.into(), index, vcpus: 1, directory: PathBuf::new() }
     }
 
     #[test]

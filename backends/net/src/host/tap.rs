@@ -178,7 +178,13 @@ mod tests {
     use super::*;
 
     fn name_for(guest: &str, index: usize) -> Result<String, HostError> {
-        default_name(&Owner { guest: guest.into(), identity: String::new(), index, directory: PathBuf::new() })
+        default_name(&Owner {
+            guest: guest.into(),
+            identity: String::new(),
+            index,
+            vcpus: 1,
+            directory: PathBuf::new(),
+        })
     }
 
     #[test]

@@ -48,7 +48,13 @@ pub(crate) fn owner() -> Owner {
 
 /// A device of a guest.
 pub(crate) fn owner_of(guest: &str, index: usize) -> Owner {
-    Owner { guest: guest.into(), identity: format!("identity of {guest}"), index, directory: PathBuf::from("/run") }
+    Owner {
+        guest: guest.into(),
+        identity: format!("identity of {guest}"),
+        index,
+        vcpus: 1,
+        directory: PathBuf::from("/run"),
+    }
 }
 
 /// What an operator wrote.

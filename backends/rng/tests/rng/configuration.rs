@@ -41,7 +41,8 @@ fn a_rate_of_nothing_is_refused() {
 
 #[test]
 fn nothing_of_the_host_is_opened_or_taken() {
-    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into() };
+    let owner =
+        Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/nonexistent".into() };
     assert!(Rng::open(&mut Config::default(), &owner).unwrap().is_empty());
     assert!(Rng::exclusive(&Config::default()).is_empty());
 

@@ -41,7 +41,8 @@ pub fn config(device: u32, socket: &Path) -> Config {
 
 /// Opens and makes a device, as the two processes do that share the work.
 pub fn make(mut config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
-    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into() };
+    let owner =
+        Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/nonexistent".into() };
     let descriptors = VhostUser::open(&mut config, &owner)?;
     VhostUser::make(&config, descriptors)
 }

@@ -404,7 +404,7 @@ pub fn open(folder: &Path) -> (Arc<dyn Backend>, PathBuf) {
 }
 
 pub fn owner(folder: &Path) -> Owner {
-    Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: folder.to_owned() }
+    Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: folder.to_owned() }
 }
 
 /// Reads a line and not a byte more; none at the end of a connection, whose other end may not have read everything.

@@ -46,7 +46,7 @@ fn disk(engine: EngineKind) -> (Service, File) {
 /// Serves a device as its program would, with its sockets in `directory`.
 fn open<K: Kind>(mut config: K::Config, directory: &Path) -> Service {
     let directory = directory.to_owned();
-    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, directory };
+    let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory };
     let descriptors = K::open(&mut config, &owner).unwrap();
     Service::start(K::make(&config, descriptors).unwrap())
 }

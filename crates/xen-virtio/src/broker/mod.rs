@@ -227,8 +227,9 @@ impl<S: Spawner> Broker<S> {
         tracing::info!(name: "broker.new", domid = node.domid, guest = name, device = %node.id, "A new device");
         let (toolstack, directories) = (self.toolstack.clone(), self.settings.directories.clone());
         let done = self.prepared.clone();
+        let vcpus = self.spawner.vcpus(node.domid).unwrap_or(1);
         tokio::spawn(async move {
-            let prepared = prepare::prepare(&toolstack, directories, node).await;
+            let prepared = prepare::prepare(&toolstack, directories, node, vcpus).await;
             // No receiver means that the broker has ended.
             let _ = done.send((node, prepared)).await;
         });

@@ -34,16 +34,23 @@ pub struct Directories {
     pub runtime: PathBuf,
 }
 
-/// Reads and opens what a device needs.
+/// Reads and opens what a device needs; `vcpus` is how many the guest has.
 ///
 /// # Errors
 /// It cannot be served; the chain of messages says why.
-pub async fn prepare(toolstack: &Toolstack, directories: Directories, node: Node) -> anyhow::Result<Prepared> {
+pub async fn prepare(
+    toolstack: &Toolstack,
+    directories: Directories,
+    node: Node,
+    vcpus: u16,
+) -> anyhow::Result<Prepared> {
     let wanted = match toolstack {
         Toolstack::Libxl(store) => ask_libxl(store, node).await?,
         Toolstack::Static(file) => ask_file(file, node)?,
     };
-    tokio::task::spawn_blocking(move || wanted.open(&directories, node)).await.context("Opening was cut short")?
+    tokio::task::spawn_blocking(move || wanted.open(&directories, node, vcpus))
+        .await
+        .context("Opening was cut short")?
 }
 
 /// What is asked for, before anything of the host was looked at.
@@ -90,7 +97,7 @@ fn ask_file(file: &Fixed, node: Node) -> anyhow::Result<Wanted> {
 
 impl Wanted {
     /// Opens what the device needs, while the toolstack can still be told that it cannot be served.
-    fn open(self, directories: &Directories, node: Node) -> anyhow::Result<Prepared> {
+    fn open(self, directories: &Directories, node: Node, vcpus: u16) -> anyhow::Result<Prepared> {
         let Self { place, grants, name, what } = self;
         let config = || GuestConfig::load(&directories.configurations, &name);
         let (choice, index) = match what {
@@ -103,6 +110,7 @@ impl Wanted {
             guest: file_name(&name).unwrap_or_else(|| format!("domain-{}", node.domid)),
             identity: name.uuid.or(name.name).unwrap_or_else(|| node.domid.to_string()),
             index,
+            vcpus,
             directory: directories.runtime.clone(),
         };
         let descriptors = model.check().and_then(|()| model.open(&owner)).with_context(|| match &options {
@@ -135,7 +143,7 @@ mod tests {
         let name = GuestName { name: Some("web".into()), uuid: None };
         let place = Place { base: 0x200_0000, irq: 33 };
         let directories = Directories { configurations: guests.to_owned(), runtime: guests.to_owned() };
-        Wanted { place, grants: Grants::Never, name, what: Source::Disk(disk, 0) }.open(&directories, NODE)
+        Wanted { place, grants: Grants::Never, name, what: Source::Disk(disk, 0) }.open(&directories, NODE, 2)
     }
 
     fn disk(target: &Path) -> DiskSpec {

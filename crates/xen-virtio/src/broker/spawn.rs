@@ -61,13 +61,23 @@ impl Spawner for OwnBinary {
     }
 
     fn has_domain(&self, domid: u16) -> bool {
-        let Some((domain, privcmd)) = DomId::new(domid.into()).ok().zip(Privcmd::open().ok()) else { return false };
-        match DeviceModel::new(Arc::new(privcmd), domain).nr_vcpus() {
-            Ok(_) => true,
+        match device_model(domid).map(|domain| domain.nr_vcpus()) {
+            Some(Ok(_)) => true,
             // One that may not be served: its worker will say so.
-            Err(error) => error.kind() == Kind::Forbidden,
+            Some(Err(error)) => error.kind() == Kind::Forbidden,
+            None => false,
         }
     }
+
+    fn vcpus(&self, domid: u16) -> Option<u16> {
+        let vcpus = device_model(domid)?.nr_vcpus().ok()?;
+        Some(u16::try_from(vcpus).unwrap_or(u16::MAX))
+    }
+}
+
+/// The way to ask Xen about a domain; `None` if there is none, or the number is no domain's.
+fn device_model(domid: u16) -> Option<DeviceModel> {
+    Some(DeviceModel::new(Arc::new(Privcmd::open().ok()?), DomId::new(domid.into()).ok()?))
 }
 
 /// Waits for the end of a process, or ends it when `killed` is sent.

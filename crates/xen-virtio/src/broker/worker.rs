@@ -32,6 +32,9 @@ pub trait Spawner {
 
     /// Whether there is such a domain, alive or dying.
     fn has_domain(&self, domid: u16) -> bool;
+
+    /// How many vCPUs a guest has at most; `None` if Xen does not tell.
+    fn vcpus(&self, domid: u16) -> Option<u16>;
 }
 
 /// A worker that has just been started.

@@ -23,7 +23,7 @@ pub(super) fn owner(options: &VhostUser, socket: Option<&Path>) -> anyhow::Resul
     let directory =
         directory.context("The socket is in no directory: choose one by --run, for what the device needs")?;
     let directory = absolute(directory).context("--run DIR cannot be used")?;
-    Ok(Owner { guest: name.to_owned(), identity: name.to_owned(), index: 0, directory })
+    Ok(Owner { guest: name.to_owned(), identity: name.to_owned(), index: 0, vcpus: 1, directory })
 }
 
 #[cfg(test)]

@@ -320,6 +320,10 @@ impl Spawner for TestSpawner {
         Ok(std::fs::File::open("/dev/null")?.into())
     }
 
+    fn vcpus(&self, _domid: u16) -> Option<u16> {
+        Some(2)
+    }
+
     fn has_domain(&self, _domid: u16) -> bool {
         self.1.asked.fetch_add(1, Ordering::SeqCst);
         self.1.exist.load(Ordering::SeqCst)
