@@ -4,11 +4,13 @@
 //! they were and how to read them.
 
 pub mod call;
+pub mod callgrind;
 pub mod frontend;
 pub mod guest;
 pub mod load;
 pub mod peers;
 pub mod process;
+pub mod requests;
 pub mod server;
 pub mod spread;
 pub mod table;

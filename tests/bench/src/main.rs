@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use xen_virtio_bench::peers;
+use xen_virtio_bench::{peers, requests};
 
 /// Measures what xen-virtio costs on this machine, prints it, and leaves it in target/bench.
 #[derive(Debug, Parser)]
@@ -16,6 +16,8 @@ struct Cli {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Case {
+    /// Instructions of a request, from ring to ring.
+    Requests,
     /// Our vhost-user daemon beside others.
     Peers,
 }
@@ -26,6 +28,10 @@ fn main() -> Result<()> {
     let (programs, folder) = places()?;
     for case in cases {
         match case {
+            Case::Requests => {
+                let counted = requests::run(&programs.join("xen-virtio"), &folder)?;
+                keep(&folder, "requests", &counted, &requests::tables(&counted))?;
+            }
             Case::Peers => {
                 let report = peers::run(&programs.join("xen-virtio"), &folder, peers::Effort::FULL, |what| {
                     eprintln!("peers: {what}");

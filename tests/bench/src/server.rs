@@ -1,7 +1,6 @@
 //! The programs that are compared: each serves the same image on a vhost-user socket.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -42,7 +41,7 @@ impl Kind {
         let (image, socket) = (image.display(), socket.display());
         let mut command = Command::new(program);
         if self == Self::Ours {
-            command.arg0("virtio-disk").args(["vhost-user", "--log=warn"]);
+            command.args(["vhost-user", "--kind=disk", "--log=warn"]);
             command.arg(format!("--socket={socket}")).arg(format!("image={image}")).arg(format!("queues={QUEUES}"));
             return command;
         }
