@@ -12,7 +12,7 @@ use vm_memory::VolatileSlice;
 use crate::{Access, chunk::Chunk, copied::Copies, grants::GrantedPages, look_aside::Pinned, scratch::Scratch};
 
 /// A list of buffers in the form that `preadv` and io_uring take. Valid for as long as the [`Buffers`] it came from.
-pub type IoVecs = SmallVec<[libc::iovec; 4]>;
+pub type IoVecs = SmallVec<[libc::iovec; 2]>;
 
 /// The guest memory of one request in one direction: where it is, and what keeps it mapped.
 ///
@@ -26,20 +26,20 @@ pub type IoVecs = SmallVec<[libc::iovec; 4]>;
 #[derive(Default)]
 pub struct Buffers {
     /// Invariant: each lies in what one of `pins` keeps.
-    iovecs: SmallVec<[libc::iovec; 4]>,
-    pins: SmallVec<[Pin; 2]>,
+    iovecs: IoVecs,
+    pins: SmallVec<[Pin; 1]>,
     len: usize,
-    /// Invariant: their memory is kept by `pins`.
-    copies: Copies,
+    /// Invariant: their memory is kept by `pins`. Apart, as frames have none: this struct is moved with every request.
+    copies: Option<Box<Copies>>,
     /// Some of it is mapped for reading only.
     read_only: bool,
 }
 
-/// What keeps memory where it is.
+/// What keeps memory where it is. Small, as the struct that it is in is moved a lot.
 enum Pin {
     Chunk(Arc<Chunk>),
-    Granted(#[expect(dead_code, reason = "unmaps when dropped")] GrantedPages),
-    Scratch(#[expect(dead_code, reason = "frees when dropped")] Scratch),
+    Granted(#[expect(dead_code, reason = "unmaps when dropped")] Box<GrantedPages>),
+    Scratch(#[expect(dead_code, reason = "frees when dropped")] Box<Scratch>),
 }
 
 // SAFETY: iovecs and copies point into what `pins` keeps, which goes along and may be used from any thread.
@@ -83,7 +83,7 @@ impl Buffers {
     pub fn clear(&mut self) {
         self.iovecs.clear();
         self.pins.clear();
-        self.copies.clear();
+        self.copies = None;
         (self.len, self.read_only) = (0, false);
     }
 
@@ -109,7 +109,7 @@ impl Buffers {
             rest = tail;
         }
         let done = from.len() - rest.len();
-        self.copies.touch(at, done);
+        self.touch(at, done);
         done
     }
 
@@ -122,8 +122,14 @@ impl Buffers {
     pub fn write_volatile(&self, at: usize, from: VolatileSlice<'_>) -> usize {
         let done =
             self.with_volatile(at, from, self.room(from.len()), |guest, other| other.copy_to_volatile_slice(guest));
-        self.copies.touch(at, done);
+        self.touch(at, done);
         done
+    }
+
+    fn touch(&self, at: usize, len: usize) {
+        if let Some(copies) = &self.copies {
+            copies.touch(at, len);
+        }
     }
 
     /// How many of `len` bytes may be written.
@@ -167,6 +173,21 @@ impl Buffers {
         &self.iovecs
     }
 
+    /// The `len` bytes from `at` on, if they are whole buffers.
+    pub fn whole(&self, at: usize, len: usize) -> Option<&[libc::iovec]> {
+        let (mut first, mut skip) = (0, at);
+        while skip > 0 {
+            skip = skip.checked_sub(self.iovecs.get(first)?.iov_len)?;
+            first += 1;
+        }
+        let (mut last, mut left) = (first, len);
+        while left > 0 {
+            left = left.checked_sub(self.iovecs.get(last)?.iov_len)?;
+            last += 1;
+        }
+        self.iovecs.get(first..last)
+    }
+
     /// The buffers of up to `len` bytes from `at` on.
     pub fn clip(&self, at: usize, len: usize) -> IoVecs {
         self.pieces(at, len).collect()
@@ -207,18 +228,18 @@ impl Buffers {
     /// Adds a part of scratch memory, which [`keep_scratch`](Self::keep_scratch) keeps from then on, for what is at
     /// `address`.
     pub(crate) fn push_copied(&mut self, address: u64, part: VolatileSlice<'_>) {
-        self.copies.push(address, self.len, part);
+        self.copies.get_or_insert_default().push(address, self.len, part);
         self.push_iovec(part);
     }
 
     /// Keeps the pages of what was pushed, and of nothing else, mapped.
     pub(crate) fn keep_granted(&mut self, pages: GrantedPages, access: Access) {
-        self.pins.push(Pin::Granted(pages));
+        self.pins.push(Pin::Granted(Box::new(pages)));
         self.read_only |= access == Access::Read;
     }
 
     pub(crate) fn keep_scratch(&mut self, scratch: Scratch) {
-        self.pins.push(Pin::Scratch(scratch));
+        self.pins.push(Pin::Scratch(Box::new(scratch)));
     }
 
     /// Adds memory at the end, of what is kept from then on.
@@ -228,18 +249,18 @@ impl Buffers {
     }
 
     /// What of it has to be copied from and to granted pages.
-    pub(crate) fn copies(&self) -> &Copies {
-        &self.copies
+    pub(crate) fn copies(&self) -> Option<&Copies> {
+        self.copies.as_deref()
     }
 
-    /// Whether some of what was written has yet to be copied to the guest, by [`View::store`](crate::View::store).
+    /// Whether some of what was written has yet to be copied to the guest, by [`View::copy_out`](crate::View::copy_out).
     pub fn is_to_be_stored(&self) -> bool {
-        self.copies.len() > 0
+        self.copies.is_some()
     }
 
     pub(crate) fn mark(&self) -> Mark {
         let last = self.iovecs.last().map_or(0, |last| last.iov_len);
-        let copies = self.copies.len();
+        let copies = self.copies.as_ref().map_or(0, |copies| copies.len());
         Mark { iovecs: self.iovecs.len(), last, pins: self.pins.len(), len: self.len, copies }
     }
 
@@ -250,7 +271,10 @@ impl Buffers {
             last.iov_len = mark.last;
         }
         self.pins.truncate(mark.pins);
-        self.copies.truncate(mark.copies);
+        match &mut self.copies {
+            Some(copies) if mark.copies > 0 => copies.truncate(mark.copies),
+            copies => *copies = None,
+        }
         self.len = mark.len;
     }
 

@@ -51,11 +51,6 @@ impl Copies {
         self.pieces.truncate(len);
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.pieces.clear();
-        self.touched = Touched::default();
-    }
-
     /// Notes that `len` bytes from `at` on were written.
     pub(crate) fn touch(&self, at: usize, len: usize) {
         if len > 0 && !self.pieces.is_empty() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use vm_memory::{
-    GuestAddress, GuestMemory, Permissions, VolatileSlice,
+    ByteValued, Bytes, GuestAddress, GuestMemory, Permissions, VolatileMemory, VolatileSlice,
     guest_memory::{GuestMemorySliceIterator, Result as GuestMemoryResult},
 };
 
@@ -91,6 +91,39 @@ impl View {
         self.failure.take()
     }
 
+    /// What is at `address`: the short way for what lies in one place and is remembered, as nearly everything of a ring
+    /// does; for the rest, that of [`Bytes`].
+    ///
+    /// # Errors
+    /// As [`Bytes::read_obj`].
+    #[inline]
+    pub fn get<T: ByteValued>(&self, address: u64) -> GuestMemoryResult<T> {
+        match self.together(address, size_of::<T>()) {
+            Some(memory) => Ok(memory.get_ref::<T>(0)?.load()),
+            None => self.read_obj(GuestAddress(address)),
+        }
+    }
+
+    /// Puts `value` to `address`, as [`get`](Self::get) gets it.
+    ///
+    /// # Errors
+    /// As [`Bytes::write_obj`].
+    #[inline]
+    pub fn put<T: ByteValued>(&self, address: u64, value: T) -> GuestMemoryResult<()> {
+        match self.together(address, size_of::<T>()) {
+            Some(memory) => memory.get_ref::<T>(0)?.store(value),
+            None => self.write_obj(value, GuestAddress(address))?,
+        }
+        Ok(())
+    }
+
+    /// The `len` bytes of a frame at `address`, if they lie together and are remembered.
+    #[inline]
+    fn together(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let memory = self.look_aside.find(address, len, self.cache.generation())?;
+        (memory.len() == len).then(|| self.hit(memory))
+    }
+
     /// Keeps the `len` bytes at `address` mapped as long as the view lives, if they are granted: rings, which a driver
     /// grants once. What is not kept and not [copied](Self::copy_tables) cannot be read by its address then.
     ///
@@ -114,7 +147,7 @@ impl View {
     }
 
     /// Appends the memory at these guest addresses, with these lengths, to `buffers`, all or nothing. What of it is
-    /// granted has yet to be [fetched](Self::fetch).
+    /// granted has yet to be [copied](Self::copy_in).
     ///
     /// Bound the length of a request before: this maps whatever the budget allows.
     pub fn pin(
@@ -133,17 +166,19 @@ impl View {
     }
 
     /// Copies from the guest what of these requests' memory is copied at all, in one call.
-    pub fn fetch<'a>(&self, requests: impl IntoIterator<Item = &'a Buffers>) -> Result<(), AccessError> {
+    pub fn copy_in<'a>(&self, requests: impl IntoIterator<Item = &'a Buffers>) -> Result<(), AccessError> {
         let mut copies = Vec::new();
-        requests.into_iter().try_for_each(|buffers| buffers.copies().inward(&mut copies))?;
+        requests.into_iter().filter_map(Buffers::copies).try_for_each(|pieces| pieces.inward(&mut copies))?;
         self.copy(&copies)
     }
 
     /// Copies to the guest what of these requests' memory [has to be](Buffers::is_to_be_stored), in one call: of each
     /// the first bytes, as many as the number says, which system calls may have written, and what else was written.
-    pub fn store<'a>(&self, requests: impl IntoIterator<Item = (&'a Buffers, usize)>) -> Result<(), AccessError> {
+    pub fn copy_out<'a>(&self, requests: impl IntoIterator<Item = (&'a Buffers, usize)>) -> Result<(), AccessError> {
         let mut copies = Vec::new();
-        requests.into_iter().try_for_each(|(buffers, written)| buffers.copies().outward(written, &mut copies))?;
+        let requests = requests.into_iter().filter_map(|(buffers, written)| Some((buffers.copies()?, written)));
+        let mut requests = requests;
+        requests.try_for_each(|(pieces, written)| pieces.outward(written, &mut copies))?;
         self.copy(&copies)
     }
 

@@ -49,7 +49,7 @@ impl Guest {
     /// Pins and fetches.
     fn take(&self, pieces: &[(u64, usize)]) -> Result<Buffers, AccessError> {
         let buffers = self.pin(pieces, Access::Read)?;
-        self.view.fetch([&buffers]).map(|()| buffers)
+        self.view.copy_in([&buffers]).map(|()| buffers)
     }
 
     fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
@@ -136,7 +136,7 @@ fn of_what_is_copied_the_guest_gets_what_was_written_and_no_more() {
             assert_eq!(buffers.write(at, b"ok"), 2);
         }
         assert_eq!(guest.bytes(BANK, 2 * SMALL), vec![0xee; 2 * SMALL], "not before it is stored");
-        guest.view.store([(&buffers, written)]).unwrap();
+        guest.view.copy_out([(&buffers, written)]).unwrap();
 
         let bytes = guest.bytes(BANK, 2 * SMALL);
         let end = touched.map_or(written, |at| at + 2);
@@ -150,12 +150,12 @@ fn of_what_is_copied_the_guest_gets_what_was_written_and_no_more() {
 #[test]
 fn many_requests_are_fetched_and_stored_with_a_call_each_and_none_with_none() {
     let guest = Guest::new();
-    guest.view.fetch([]).unwrap();
-    guest.view.store([]).unwrap();
+    guest.view.copy_in([]).unwrap();
+    guest.view.copy_out([]).unwrap();
     let granted = guest.grants.grant(BANK, SMALL, Access::Write);
     let requests: Vec<_> = (0..20).map(|_| guest.pin(&[(granted, SMALL)], Access::Write).unwrap()).collect();
-    guest.view.fetch(&requests).unwrap();
-    guest.view.store(requests.iter().map(|request| (request, SMALL))).unwrap();
+    guest.view.copy_in(&requests).unwrap();
+    guest.view.copy_out(requests.iter().map(|request| (request, SMALL))).unwrap();
     assert_eq!((guest.grants.counts().copies, guest.grants.counts().pieces), (2, 40));
 }
 
@@ -191,7 +191,7 @@ fn b11_a_bad_grant_is_refused_where_it_is_mapped_and_where_it_is_copied() {
             assert!(is_refused(&guest.take(&[(granted, len)])), "{granted:#x}");
             let stored = guest.pin(&[(granted, len)], Access::Write).and_then(|buffers| {
                 buffers.fill(0, len, 1);
-                guest.view.store([(&buffers, len)])
+                guest.view.copy_out([(&buffers, len)])
             });
             assert!(is_refused(&stored), "{granted:#x}");
             guest.assert_nothing_held();
@@ -209,7 +209,7 @@ fn b11_a_page_for_reading_is_refused_to_who_writes() {
         assert!(guest.take(&[(granted, len)]).is_ok());
         let stored = guest.pin(&[(granted, len)], Access::Write).and_then(|buffers| {
             buffers.fill(0, len, 1);
-            guest.view.store([(&buffers, len)])
+            guest.view.copy_out([(&buffers, len)])
         });
         assert!(is_refused(&stored));
         guest.assert_nothing_held();
@@ -245,7 +245,7 @@ fn b03_pieces_of_which_one_is_bad_are_left_out_altogether() {
         assert_eq!((buffers.len(), buffers.iovecs().len()), before);
         assert_eq!((guest.grants.counts().live, buffers.iovecs()[1].iov_len), (0, 64));
     }
-    guest.view.fetch([&buffers]).unwrap();
+    guest.view.copy_in([&buffers]).unwrap();
     assert_eq!(contents(&buffers), vec![0; SMALL + 64]);
 }
 

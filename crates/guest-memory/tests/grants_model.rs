@@ -114,7 +114,7 @@ proptest! {
             sent = rest;
         }
         let buffers = guest.pin(Access::Read).unwrap();
-        guest.view.fetch([&buffers]).unwrap();
+        guest.view.copy_in([&buffers]).unwrap();
 
         prop_assert_eq!(contents(&buffers), guest.bytes());
         let counts = guest.grants.counts();
@@ -142,7 +142,7 @@ proptest! {
             expected.iter_mut().skip(at).take(done).for_each(|expected| *expected = byte);
             end = end.max(if done > 0 { at + done } else { 0 });
         }
-        guest.view.store([(&buffers, written)]).unwrap();
+        guest.view.copy_out([(&buffers, written)]).unwrap();
 
         for (at, (seen, expected)) in guest.bytes().into_iter().zip(expected).enumerate() {
             // Of what is copied, all that lies between what was written comes along, and was zero.

@@ -1,40 +1,66 @@
 //! A descriptor chain, from the ring to a [`Request`].
 
 use guest_memory::{Access, View};
-use smallvec::SmallVec;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::GuestAddress;
 
 use crate::{GuestFault, Request};
 
-/// Walks a chain, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
-///
-/// The iterator ends a malformed chain as silently as a good one; only a good one ends on a
-/// descriptor without NEXT.
+/// Bytes of a descriptor.
+pub(crate) const DESCRIPTOR: usize = size_of::<Descriptor>();
+
+/// A descriptor table: the queue's own, or the indirect one of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Table {
+    /// Guest address.
+    pub(crate) start: u64,
+    /// Descriptors.
+    pub(crate) len: u16,
+}
+
+/// What a chain is held to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Descriptors.
+    pub(crate) descriptors: usize,
+    /// Bytes, both directions together.
+    pub(crate) bytes: u64,
+}
+
+/// Memory for walking chains, used from one to the next.
+pub(crate) type Pieces = Vec<(GuestAddress, usize)>;
+
+/// Walks the chain that `request` was cleared for, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
 pub(crate) fn resolve(
-    chain: &mut virtio_queue::DescriptorChain<&View>,
+    request: &mut Request,
+    mut table: Table,
     view: &View,
-    max_descriptors: usize,
-    max_bytes: u64,
-) -> Result<Request, GuestFault> {
-    let head = chain.head_index();
+    limits: Limits,
+    pieces: &mut Pieces,
+) -> Result<(), GuestFault> {
+    let head = request.head;
     let malformed = |what| GuestFault::Chain { head, what };
-    let mut request = Request {
-        head,
-        readable: Default::default(),
-        writable: Default::default(),
-        lengths: Default::default(),
-        readable_descriptors: 0,
-    };
-    let mut pieces = SmallVec::<[(GuestAddress, usize); 4]>::new();
-    let (mut bytes, mut unfinished, mut in_writable_part) = (0u64, true, false);
-    for descriptor in chain {
+    pieces.clear();
+    let (mut index, mut left, mut is_indirect) = (head, table.len, false);
+    let (mut bytes, mut in_writable_part) = (0u64, false);
+    loop {
+        let descriptor = match left {
+            0 => None,
+            _ => table.descriptor(view, index),
+        };
+        let descriptor = descriptor.ok_or_else(|| malformed("loops, leaves its table or cannot be read"))?;
+        if descriptor.refers_to_indirect_table() {
+            let indirect = Table::indirect(&descriptor).filter(|_| !is_indirect);
+            table = indirect.ok_or_else(|| malformed("refers to a table that is none, or to one in another"))?;
+            (index, left, is_indirect) = (0, table.len, true);
+            continue;
+        }
         bytes += u64::from(descriptor.len());
-        unfinished = descriptor.has_next();
-        if pieces.len() == max_descriptors {
+        if pieces.len() == limits.descriptors {
             return Err(malformed("has more descriptors than the largest queue"));
         }
         // Before anything is mapped: a 4 GiB descriptor costs nothing.
-        if bytes > max_bytes {
+        if bytes > limits.bytes {
             return Err(malformed("describes more bytes than the device allows"));
         }
         if in_writable_part && !descriptor.is_write_only() {
@@ -44,13 +70,30 @@ pub(crate) fn resolve(
         request.lengths.push(descriptor.len());
         request.readable_descriptors += usize::from(!in_writable_part);
         pieces.push((descriptor.addr(), usize::try_from(descriptor.len()).unwrap_or(usize::MAX)));
-    }
-    if unfinished {
-        return Err(malformed("loops, leaves its table or cannot be read"));
+        if !descriptor.has_next() {
+            break;
+        }
+        (index, left) = (descriptor.next(), left - 1);
     }
     let unusable = |source| GuestFault::Memory { head, source };
     let (readable, writable) = pieces.split_at(request.readable_descriptors);
     view.pin(readable, Access::Read, &mut request.readable).map_err(unusable)?;
     view.pin(writable, Access::Write, &mut request.writable).map_err(unusable)?;
-    Ok(request)
+    Ok(())
+}
+
+impl Table {
+    /// The table that a descriptor refers to (§2.7.5.3); `None` if its length is not that of one.
+    fn indirect(descriptor: &Descriptor) -> Option<Self> {
+        let bytes = usize::try_from(descriptor.len()).ok()?;
+        // An index has 16 bits.
+        let len = u16::try_from(bytes / DESCRIPTOR).ok()?;
+        bytes.is_multiple_of(DESCRIPTOR).then_some(Self { start: descriptor.addr().0, len })
+    }
+
+    /// The descriptor of this index, if there is one and it can be read.
+    fn descriptor(&self, view: &View, index: u16) -> Option<Descriptor> {
+        let at = self.start.checked_add(DESCRIPTOR as u64 * u64::from(index)).filter(|_| index < self.len)?;
+        view.get(at).ok()
+    }
 }

@@ -240,10 +240,11 @@ impl Listener<'_> {
     fn call(&mut self, wake: Wake) {
         tracing::trace!(name: "lane.wake", ?wake);
         self.guard(|worker, pass| {
-            worker.work(wake, &mut pass.rings)?;
-            pass.rings.iter_mut().try_for_each(Ring::publish)?;
+            let worked = worker.work(wake, &mut pass.rings);
             pass.counters.passes.fetch_add(1, Relaxed);
-            Ok(())
+            // What was done before a fault is done.
+            let published = pass.rings.iter_mut().try_for_each(Ring::publish);
+            worked.and(published)
         });
     }
 

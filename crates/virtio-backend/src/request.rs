@@ -1,6 +1,7 @@
 //! One descriptor chain, resolved.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use guest_memory::Buffers;
 use smallvec::SmallVec;
@@ -10,8 +11,14 @@ use smallvec::SmallVec;
 /// It may outlive the pass that took it and be finished on completion of asynchronous I/O; it ends
 /// in [`crate::Ring::push`]. What it describes is whatever the driver keeps writing there, so a
 /// header is copied out once and judged as copied.
+///
+/// A pointer in size, as it goes from hand to hand; the ring uses what is behind it again.
 #[must_use = "a request that is not pushed back is lost to the driver"]
-pub struct Request {
+pub struct Request(Box<Chain>);
+
+/// What a [`Request`] is made of.
+#[derive(Default)]
+pub struct Chain {
     /// Index of the chain's first descriptor, which names the request to the driver.
     pub(crate) head: u16,
     /// The device-readable part.
@@ -25,6 +32,21 @@ pub struct Request {
 }
 
 impl Request {
+    /// One of nothing yet.
+    pub(crate) fn new() -> Self {
+        Self(Box::default())
+    }
+
+    /// Makes it one of nothing, for the chain that begins at `head`; keeps its allocations.
+    pub(crate) fn clear(&mut self, head: u16) {
+        let Chain { readable, writable, lengths, readable_descriptors, .. } = &mut *self.0;
+        readable.clear();
+        writable.clear();
+        lengths.clear();
+        *readable_descriptors = 0;
+        self.0.head = head;
+    }
+
     /// Index of the chain's first descriptor: below the queue's size, unique among those in flight.
     pub fn head(&self) -> u16 {
         self.head
@@ -42,9 +64,23 @@ impl Request {
     }
 }
 
+impl Deref for Request {
+    type Target = Chain;
+
+    fn deref(&self) -> &Chain {
+        &self.0
+    }
+}
+
+impl DerefMut for Request {
+    fn deref_mut(&mut self) -> &mut Chain {
+        &mut self.0
+    }
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { head, readable, writable, .. } = self;
+        let Chain { head, readable, writable, .. } = &*self.0;
         write!(f, "request {head}: {} bytes readable, {} writable", readable.len(), writable.len())
     }
 }

@@ -1,20 +1,21 @@
 //! A split virtqueue (virtio 1.2 §2.7) as a device works it.
 //!
-//! `virtio-queue` does the ring arithmetic; this module adds the checks that it leaves to its user,
-//! resolves chains into [`Request`]s, and keeps which heads are in flight. One thread owns a ring.
+//! `virtio-queue` keeps where a queue stands, checks its layout and switches kicks. What happens with each request is
+//! done here, by few accesses to guest memory: entries are read one by one, but the driver's index only when all before it
+//! have been taken, and ours is written once a pass. One thread owns a ring.
 
 use std::collections::VecDeque;
 use std::io;
-use std::mem::take;
+use std::mem::{replace, take};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_memory::{AccessError, Buffers, MapCache, View};
+use guest_memory::{AccessError, MapCache, View};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-use crate::chain::resolve;
+use crate::chain::{Limits, Pieces, Table, resolve};
 use crate::heads::HeadSet;
 use crate::tables::{Ahead, look_ahead};
 use crate::{Fault, GuestFault, Request};
@@ -56,9 +57,8 @@ const BATCH: u16 = 32;
 /// A request that was pushed, and that the driver is not to know of before its memory, or that of one pushed earlier, has
 /// been copied to it.
 struct Finished {
-    head: u16,
+    request: Request,
     len: u32,
-    writable: Buffers,
 }
 
 /// One queue, with its own look at guest memory.
@@ -70,12 +70,21 @@ pub struct Ring {
     batch: VecDeque<Request>,
     in_flight: HeadSet,
     finished: Vec<Finished>,
+    /// Given back, for the chains to come.
+    spare: Vec<Request>,
+    pieces: Pieces,
+    /// The driver's index as it was last read (§2.7.6): up to there chains are available.
+    available: u16,
+    /// What the driver was last asked about (§2.7.7.2).
+    told: u16,
     starved: bool,
     more: bool,
     /// Kicks are asked for when the pass ends.
     listens: bool,
     pub(crate) popped: u64,
     pub(crate) pushed: u64,
+    /// The used ring has elements that its index does not show yet.
+    unpublished: bool,
     unannounced: bool,
 }
 
@@ -114,6 +123,10 @@ impl Ring {
             batch: VecDeque::new(),
             in_flight: HeadSet::new(queue.size()),
             finished: Vec::new(),
+            spare: Vec::new(),
+            pieces: Pieces::new(),
+            available: queue.next_avail(),
+            told: queue.next_used(),
             starved: false,
             listens: false,
             // What came before the lane listened for kicks has no event of its own.
@@ -123,6 +136,7 @@ impl Ring {
             max_chain_bytes,
             popped: 0,
             pushed: 0,
+            unpublished: false,
             unannounced: false,
         }
     }
@@ -197,7 +211,7 @@ impl Ring {
                 }
             }
         }
-        if let Err(error) = self.view.fetch(self.batch.iter().map(|request| &request.readable)) {
+        if let Err(error) = self.view.copy_in(self.batch.iter().map(|request| &request.readable)) {
             self.batch.clear();
             self.queue.set_next_avail(start);
             return Err(GuestFault::Unreachable(error));
@@ -207,18 +221,36 @@ impl Ring {
 
     fn next_chain(&mut self) -> Result<Option<Request>, GuestFault> {
         let position = self.queue.next_avail();
-        // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
-        // what a device says there fits its largest queue, and that is what holds.
-        let limit = usize::from(self.queue.max_size());
-        let Some(mut chain) = self.queue.iter(&self.view).map_err(GuestFault::Ring)?.next() else {
+        if position == self.available && !self.look_for_more(position)? {
+            return self.nothing_there();
+        }
+        let slot = u64::from(position) % u64::from(self.queue.size().max(1));
+        // Behind flags and index (§2.7.6). The ring was checked to lie in the address space.
+        let Ok(head) = self.view.get::<u16>(self.queue.avail_ring().wrapping_add(4 + 2 * slot)) else {
             return self.nothing_there();
         };
-        let resolved = resolve(&mut chain, &self.view, limit, self.max_chain_bytes);
-        resolved.map(Some).inspect_err(|_| self.queue.set_next_avail(position))
+        let mut request = self.spare.pop().unwrap_or_else(Request::new);
+        request.clear(u16::from_le(head));
+        let table = Table { start: self.queue.desc_table(), len: self.queue.size() };
+        // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
+        // what a device says there fits its largest queue, and that is what holds.
+        let limits = Limits { descriptors: self.queue.max_size().into(), bytes: self.max_chain_bytes };
+        resolve(&mut request, table, &self.view, limits, &mut self.pieces)?;
+        self.queue.set_next_avail(position.wrapping_add(1));
+        Ok(Some(request))
     }
 
-    /// The iterator ends alike where there is nothing and where the ring cannot be read; of the latter
-    /// the view knows.
+    /// Whether the driver has made chains available since it was last looked.
+    fn look_for_more(&mut self, position: u16) -> Result<bool, GuestFault> {
+        let available = self.queue.avail_idx(&self.view, Ordering::Acquire).map_err(GuestFault::Ring)?.0;
+        if available.wrapping_sub(position) > self.queue.size() {
+            return Err(GuestFault::Ring(virtio_queue::Error::InvalidAvailRingIndex));
+        }
+        self.available = available;
+        Ok(available != position)
+    }
+
+    /// Of a ring that cannot be read the view knows why.
     fn nothing_there(&self) -> Result<Option<Request>, GuestFault> {
         self.view.take_failure().map_or(Ok(None), |source| Err(GuestFault::Unreadable(source)))
     }
@@ -231,50 +263,74 @@ impl Ring {
             self.batch.push_front(request);
         } else {
             self.queue.go_to_previous_position();
+            self.recycle(request);
+        }
+    }
+
+    /// Lets go of a request's memory, and keeps the rest for one to come.
+    fn recycle(&mut self, mut request: Request) {
+        request.clear(0);
+        if self.spare.len() < usize::from(self.queue.size()) {
+            self.spare.push(request);
         }
     }
 
     /// Gives a request back to the driver, with `written` bytes filled from the start of its
-    /// writable part. Its memory is let go before the driver can know; if some of it has to be copied to the driver, that
-    /// is done together with what else is pushed in this pass.
+    /// writable part. The driver knows of it when the pass ends. Its memory is let go before; if some of it has to be copied
+    /// to the driver, that is done together with what else is pushed in this pass.
     ///
     /// # Errors
     /// The used ring cannot be written; or the request is not one of this ring's, a bug.
     pub fn push(&mut self, request: Request, written: usize) -> Result<(), Fault> {
-        let Request { head, mut writable, readable, .. } = request;
-        drop(readable);
-        let len = u32::try_from(written.min(writable.len())).unwrap_or(u32::MAX);
+        let (head, len) = (request.head, u32::try_from(written.min(request.writable.len())).unwrap_or(u32::MAX));
         if !self.in_flight.remove(head) {
             return Err(Fault::Bug(format!("chain {head} pushed though not in flight")));
         }
-        if !writable.is_to_be_stored() {
-            writable.clear();
-            if self.finished.is_empty() {
-                return self.add_used(head, len);
-            }
+        // Nothing overtakes what waits to be copied: what was received is in the order of the used ring.
+        if request.writable.is_to_be_stored() || !self.finished.is_empty() {
+            self.finished.push(Finished { request, len });
+            return Ok(());
         }
-        // Nothing overtakes what waits: what was received is in the order of the used ring.
-        self.finished.push(Finished { head, len, writable });
-        Ok(())
+        self.recycle(request);
+        self.add_used(head, len)
     }
 
+    /// Puts an element into the used ring (§2.7.8), whose index the driver is shown by [`publish`](Self::publish).
     fn add_used(&mut self, head: u16, len: u32) -> Result<(), Fault> {
-        self.queue.add_used(&self.view, head, len).map_err(GuestFault::Ring)?;
+        let next = self.queue.next_used();
+        let slot = u64::from(next) % u64::from(self.queue.size().max(1));
+        // Behind flags and index, two words each: which chain, and how much was written.
+        let at = self.queue.used_ring().wrapping_add(4 + 8 * slot);
+        let element = u64::from(head) | u64::from(len) << 32;
+        self.view.put(at, element.to_le()).map_err(used_ring_fault)?;
+        self.queue.set_next_used(next.wrapping_add(1));
         tracing::trace!(name: "ring.push", head, len);
         self.pushed += 1;
+        self.unpublished = true;
         self.unannounced = true;
         Ok(())
     }
 
-    /// Copies to the driver what has to be, in one call, and lets it know of the requests.
+    /// Copies to the driver what has to be, in one call, and shows it the requests given back. The lane does so at the end
+    /// of each pass.
     ///
     /// # Errors
     /// The driver took the memory back, or the host failed.
-    pub(crate) fn publish(&mut self) -> Result<(), Fault> {
-        if self.finished.is_empty() {
-            return Ok(());
+    pub fn publish(&mut self) -> Result<(), Fault> {
+        if !self.finished.is_empty() {
+            self.store_finished()?;
         }
-        match self.view.store(self.finished.iter().map(|Finished { len, writable, .. }| (writable, *len as usize))) {
+        if take(&mut self.unpublished) {
+            let index = GuestAddress(self.queue.used_ring().wrapping_add(2));
+            let next = self.queue.next_used().to_le();
+            self.view.store(next, index, Ordering::Release).map_err(used_ring_fault)?;
+        }
+        Ok(())
+    }
+
+    fn store_finished(&mut self) -> Result<(), Fault> {
+        let written = self.finished.iter().map(|Finished { request, len }| (&request.writable, *len as usize));
+        match self.view.copy_out(written) {
             Ok(()) => {}
             Err(AccessError::Busy) => {
                 self.starved = true;
@@ -283,8 +339,9 @@ impl Ring {
             Err(error) => return Err(unreachable(error)),
         }
         let mut finished = take(&mut self.finished);
-        for Finished { head, len, writable } in finished.drain(..) {
-            drop(writable);
+        for Finished { request, len } in finished.drain(..) {
+            let head = request.head;
+            self.recycle(request);
             self.add_used(head, len)?;
         }
         // For the next pass to need no memory.
@@ -363,23 +420,21 @@ impl Ring {
         if !take(&mut self.unannounced) {
             return Ok(false);
         }
-        let asked = if self.queue.event_idx_enabled() {
-            self.queue.needs_notification(&self.view)
-        } else {
-            self.interrupt_flag_is_clear()
-        };
-        Ok(asked.map_err(GuestFault::Ring)?)
-    }
-
-    /// Without event index, the driver's flag decides (§2.7.7.2); `virtio-queue` leaves it to us.
-    fn interrupt_flag_is_clear(&self) -> Result<bool, virtio_queue::Error> {
-        // The used index must be visible before the flag is read, or both sides may wait.
+        // The used index must be visible before what the driver wants is read, or both sides may wait.
         fence(Ordering::SeqCst);
-        let flags: u16 = self
-            .view
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let (before, now) = (replace(&mut self.told, self.queue.next_used()), self.queue.next_used());
+        let avail_ring = self.queue.avail_ring();
+        let load = |at: u64| self.view.load::<u16>(GuestAddress(avail_ring.wrapping_add(at)), Ordering::Relaxed);
+        let asked = if self.queue.event_idx_enabled() {
+            // Behind the entries: the index with which it wants to hear (§2.7.7.2), passed since it was last asked?
+            load(4 + 2 * u64::from(self.queue.size())).map(|event| {
+                let event = u16::from_le(event).wrapping_add(1);
+                now.wrapping_sub(event) < now.wrapping_sub(before)
+            })
+        } else {
+            load(0).map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        };
+        Ok(asked.map_err(|error| GuestFault::Ring(virtio_queue::Error::GuestMemory(error)))?)
     }
 
     /// The map cache had no room: worth another pass soon, of which no event may tell.
@@ -429,6 +484,10 @@ fn areas(setup: &RingSetup) -> [(u64, usize); 3] {
 
 fn areas_are_mapped(setup: &RingSetup, view: &View) -> bool {
     areas(setup).into_iter().all(|(start, len)| view.check_range(GuestAddress(start), len, Permissions::ReadWrite))
+}
+
+fn used_ring_fault(error: GuestMemoryError) -> Fault {
+    GuestFault::Ring(virtio_queue::Error::GuestMemory(error)).into()
 }
 
 /// Memory that is granted, or is not, cannot be reached.

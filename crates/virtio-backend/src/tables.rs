@@ -10,8 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Bytes of a descriptor.
-const DESCRIPTOR: usize = size_of::<Descriptor>();
+use crate::chain::DESCRIPTOR;
 
 /// What a look ahead found.
 pub(crate) struct Ahead {

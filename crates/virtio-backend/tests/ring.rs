@@ -73,6 +73,8 @@ fn a_request_carries_both_parts_and_goes_back_with_its_length() {
     assert_eq!(&text, b"from the driver!");
     request.writable.write(0, b"back");
     ring.push(request, 4).unwrap();
+    assert_eq!(rig.queue.used_idx(), 0, "shown when the pass ends");
+    ring.publish().unwrap();
 
     let used = rig.queue.used(0);
     assert_eq!((used.id, used.len, rig.queue.used_idx()), (2, 4, 1));

@@ -85,7 +85,7 @@ impl Task {
         else {
             return false;
         };
-        !transfer.memory.direct_io_capable() || !is_aligned(&remaining(transfer, 0), alignment)
+        !transfer.memory.direct_io_capable() || !is_aligned(remaining(transfer, 0, &mut IoVecs::new()), alignment)
     }
 
     pub(super) fn lend(&mut self, block: Block) {
@@ -109,19 +109,19 @@ impl Task {
         let Self { op, stage, done, iovecs, block } = self;
         match (&*op, *stage) {
             (Op::Read(transfer), _) => {
-                *iovecs = match block {
-                    Some(block) => [block.iovec(left(transfer.span, *done))].into_iter().collect(),
-                    None => remaining(transfer, *done),
+                let iovecs = match block {
+                    Some(block) => one(iovecs, block.iovec(left(transfer.span, *done))),
+                    None => remaining(transfer, *done, iovecs),
                 };
                 Call::Read { iovecs, offset: transfer.span.offset + *done }
             }
             (Op::Write { transfer, stable }, _) => {
-                *iovecs = match block {
+                let iovecs = match block {
                     Some(block) => {
                         let at = transfer.at + to_usize(*done);
-                        [block.load(&transfer.memory, at, left(transfer.span, *done))].into_iter().collect()
+                        one(iovecs, block.load(&transfer.memory, at, left(transfer.span, *done)))
                     }
-                    None => remaining(transfer, *done),
+                    None => remaining(transfer, *done, iovecs),
                 };
                 Call::Write { iovecs, offset: transfer.span.offset + *done, stable: *stable }
             }
@@ -202,11 +202,23 @@ fn is_aligned(iovecs: &[libc::iovec], alignment: usize) -> bool {
     bits & (alignment - 1) == 0
 }
 
-/// What is left of a transfer, as far as one call takes it.
-fn remaining(transfer: &Transfer, done: u64) -> IoVecs {
-    let mut iovecs = transfer.memory.clip(transfer.at + to_usize(done), left(transfer.span, done));
-    iovecs.truncate(IOV_MAX);
-    iovecs
+/// What is left of a transfer, as far as one call takes it: as it stands in its memory, or else listed in `list`.
+fn remaining<'a>(transfer: &'a Transfer, done: u64, list: &'a mut IoVecs) -> &'a [libc::iovec] {
+    let (at, len) = (transfer.at + to_usize(done), left(transfer.span, done));
+    match transfer.memory.whole(at, len) {
+        Some(buffers) => buffers.get(..IOV_MAX).unwrap_or(buffers),
+        None => {
+            *list = transfer.memory.clip(at, len);
+            list.truncate(IOV_MAX);
+            list
+        }
+    }
+}
+
+fn one(list: &mut IoVecs, iovec: libc::iovec) -> &[libc::iovec] {
+    list.clear();
+    list.push(iovec);
+    list
 }
 
 fn left(span: Span, done: u64) -> usize {
