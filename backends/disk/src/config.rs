@@ -1,8 +1,12 @@
 //! What the operator wrote of a disk, and what came of it once the image was there to compare with.
 
+use std::io;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
+use virtio_backend::Rate;
 
 use crate::{Access, Geometry, Storage};
 
@@ -37,6 +41,17 @@ pub enum EngineKind {
     Plain,
 }
 
+/// What becomes of a request that the host fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The guest hears of it.
+    #[default]
+    Report,
+    /// It waits until the operator has mended the storage and says so. Flushes fail all the same.
+    Hold,
+}
+
 /// What the operator wrote of a disk; every key but the image may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -47,14 +62,23 @@ pub struct Config {
     pub cache: Cache,
     /// What the guest sees as serial number: at most 20 printable ASCII characters.
     pub serial: String,
-    /// Queues, 1 to 16: the guest's CPUs share them, each is worked by a thread of its own.
-    pub queues: u16,
+    /// Queues, 1 to 16: the guest's CPUs share them, each is worked by a thread of its own. Left out, one for each vCPU
+    /// of the guest, but not more than the host has processors.
+    pub queues: Option<u16>,
+    /// The guest's logical block size in bytes, 512 or 4096. Left out, a block device's own, and 512 for a file.
+    pub block_size: Option<u32>,
     /// See [`EngineKind`].
     pub engine: EngineKind,
     /// The guest cannot change the disk.
     pub read_only: bool,
     /// The guest can give storage back (TRIM, holes in a file).
     pub discard: bool,
+    /// See [`OnError`].
+    pub on_error: OnError,
+    /// Requests that the guest may make in a time, over all queues.
+    pub iops: Option<Rate>,
+    /// Bytes that it may move in a time, over all queues.
+    pub bandwidth: Option<Rate>,
 }
 
 impl Default for Config {
@@ -63,10 +87,14 @@ impl Default for Config {
             image: PathBuf::new(),
             cache: Cache::default(),
             serial: String::new(),
-            queues: 1,
+            queues: None,
+            block_size: None,
             engine: EngineKind::default(),
             read_only: false,
             discard: true,
+            on_error: OnError::default(),
+            iops: None,
+            bandwidth: None,
         }
     }
 }
@@ -79,10 +107,25 @@ impl Config {
 
     /// Checks what does not depend on the image.
     pub(crate) fn check(&self) -> Result<(), PlanError> {
-        if self.queues == 0 || self.queues > MAX_QUEUES {
-            return Err(PlanError::Queues { queues: self.queues });
+        if let Some(queues) = self.queues.filter(|queues| !(1..=MAX_QUEUES).contains(queues)) {
+            return Err(PlanError::Queues { queues });
+        }
+        if let Some(block_size) = self.block_size.filter(|block_size| ![512, 4096].contains(block_size)) {
+            return Err(PlanError::BlockSize { block_size });
+        }
+        for (key, rate) in [("iops", self.iops), ("bandwidth", self.bandwidth)] {
+            if rate.is_some_and(|rate| rate.per_second == 0 || rate.burst == 0) {
+                return Err(PlanError::NoRate { key });
+            }
         }
         padded(&self.serial).map(drop)
+    }
+
+    /// Puts in the number of queues where it was left out, for a guest with so many vCPUs.
+    pub(crate) fn choose_queues(&mut self, vcpus: u16) {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = u16::try_from(processors).unwrap_or(MAX_QUEUES);
+        self.queues.get_or_insert(vcpus.min(processors).clamp(1, MAX_QUEUES));
     }
 }
 
@@ -103,6 +146,12 @@ pub struct Plan {
     pub engine: EngineKind,
     /// Padded with zeroes.
     pub serial: [u8; SERIAL_LEN],
+    /// See [`OnError`].
+    pub on_error: OnError,
+    /// Requests in a time.
+    pub iops: Option<Rate>,
+    /// Bytes in a time.
+    pub bandwidth: Option<Rate>,
 }
 
 /// Why a configuration cannot be served.
@@ -120,6 +169,46 @@ pub enum PlanError {
         /// What was written.
         queues: u16,
     },
+    /// `block_size` is none that there is.
+    #[error("A disk with blocks of {block_size} bytes is not possible: block_size is 512 or 4096")]
+    BlockSize {
+        /// What was written.
+        block_size: u32,
+    },
+    /// `block_size` is smaller than the storage's own.
+    #[error("The image {image} has blocks of {own} bytes and cannot have smaller ones; leave block_size out")]
+    SmallBlocks {
+        /// The image's name.
+        image: String,
+        /// Its logical block size, in bytes.
+        own: u32,
+    },
+    /// The image ends within a block.
+    #[error(
+        "The image {image} has {size} bytes, not a multiple of block_size = {block_size}; extend it with `truncate \
+         --size=%{block_size}`"
+    )]
+    PartOfBlock {
+        /// The image's name.
+        image: String,
+        /// Its size, in bytes.
+        size: u64,
+        /// What was written.
+        block_size: u32,
+    },
+    /// A limit that lets nothing through.
+    #[error("A disk that may do nothing is of no use: give {key} a per_second and a burst of at least 1")]
+    NoRate {
+        /// The limit.
+        key: &'static str,
+    },
+    /// The host is out of descriptors.
+    #[error("No timer is to be had for the disk's limits")]
+    NoTimer {
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
     /// The guest is to write an image that was opened for reading.
     #[error("The image {image} is open for reading only; set read_only = true, or open it for writing")]
     ReadOnlyImage {
@@ -135,7 +224,7 @@ pub enum PlanError {
     /// Direct I/O on the image takes larger blocks than the guest's.
     #[error(
         "Direct I/O on the image {image} works in blocks of {alignment} bytes, and the guest's are of {block_size}; \
-         use cache = \"writeback\""
+         use block_size = {alignment} for a new disk, or cache = \"writeback\""
     )]
     DirectBlocks {
         /// The image's name.
@@ -154,8 +243,8 @@ impl Plan {
     /// The two do not fit; the message says what to change.
     pub fn new(config: &Config, storage: &dyn Storage) -> Result<Self, PlanError> {
         config.check()?;
-        let geometry = storage.geometry();
         let image = || storage.name().to_owned();
+        let geometry = with_block_size(config.block_size, storage)?;
         if geometry.read_only && !config.read_only {
             return Err(PlanError::ReadOnlyImage { image: image() });
         }
@@ -171,11 +260,29 @@ impl Plan {
             write_through: config.cache == Cache::Writethrough,
             read_only: config.read_only,
             discard: config.discard && !config.read_only && geometry.discard_granularity > 0,
-            queues: config.queues.min(geometry.max_queues),
+            queues: config.queues.unwrap_or(1).min(geometry.max_queues),
             engine: config.engine,
             serial: padded(&config.serial)?,
+            on_error: config.on_error,
+            iops: config.iops,
+            bandwidth: config.bandwidth,
         })
     }
+}
+
+/// The storage's measures, with the blocks that the guest is to see.
+fn with_block_size(block_size: Option<u32>, storage: &dyn Storage) -> Result<Geometry, PlanError> {
+    let geometry = storage.geometry();
+    let block_size = block_size.unwrap_or(geometry.block_size);
+    let image = || storage.name().to_owned();
+    if block_size < geometry.block_size {
+        return Err(PlanError::SmallBlocks { image: image(), own: geometry.block_size });
+    }
+    if !geometry.size.is_multiple_of(u64::from(block_size)) {
+        return Err(PlanError::PartOfBlock { image: image(), size: geometry.size, block_size });
+    }
+    let physical_block_size = geometry.physical_block_size.max(block_size);
+    Ok(Geometry { block_size, physical_block_size, ..geometry })
 }
 
 fn padded(serial: &str) -> Result<[u8; SERIAL_LEN], PlanError> {

@@ -1,5 +1,7 @@
 //! `struct virtio_blk_config` (virtio 1.2 §5.2.4), and the limits that stand in it.
 
+use std::mem::offset_of;
+
 use zerocopy::{Immutable, IntoBytes, little_endian};
 
 use crate::request::SECTOR_SIZE;
@@ -41,7 +43,7 @@ pub(crate) struct ConfigSpace {
     alignment_offset: u8,
     min_io_size: little_endian::U16,
     opt_io_size: little_endian::U32,
-    /// CONFIG_WCE is not offered.
+    /// The one field that a driver may write.
     writeback: u8,
     unused0: u8,
     num_queues: little_endian::U16,
@@ -58,27 +60,32 @@ impl ConfigSpace {
     /// Its size in bytes.
     pub(crate) const LEN: usize = size_of::<Self>();
 
-    pub(crate) fn of(plan: &Plan) -> Self {
-        let Geometry { size, block_size, physical_block_size, optimal_io_size, .. } = plan.geometry;
+    /// Where `writeback` is.
+    pub(crate) const WRITEBACK: usize = offset_of!(Self, writeback);
+
+    /// That of a disk which has `capacity` sectors now, and a cache or not as `writeback` says.
+    pub(crate) fn of(plan: &Plan, capacity: u64, writeback: u8) -> Self {
+        let Geometry { block_size, physical_block_size, optimal_io_size, alignment_offset, .. } = plan.geometry;
         let blocks_a_physical = (physical_block_size / block_size.max(1)).max(1);
-        let span_sectors = u32::try_from(MAX_SPAN / SECTOR_SIZE).unwrap_or(u32::MAX);
+        let sectors = |bytes: u64| u32::try_from(bytes / SECTOR_SIZE).unwrap_or(u32::MAX);
+        let max_discard = if plan.discard { plan.geometry.max_discard.min(MAX_SPAN) } else { 0 };
         Self {
-            capacity: (size / SECTOR_SIZE).into(),
+            capacity: capacity.into(),
             size_max: SIZE_MAX.into(),
             seg_max: SEG_MAX.into(),
             geometry: [0; 4],
             blk_size: block_size.into(),
             physical_block_exp: u8::try_from(blocks_a_physical.ilog2()).unwrap_or(0),
-            alignment_offset: 0,
+            alignment_offset: u8::try_from(alignment_offset / block_size.max(1)).unwrap_or(0),
             min_io_size: u16::try_from(blocks_a_physical).unwrap_or(1).into(),
             opt_io_size: (optimal_io_size / block_size.max(1)).into(),
-            writeback: 0,
+            writeback,
             unused0: 0,
             num_queues: plan.queues.into(),
-            max_discard_sectors: span_sectors.into(),
+            max_discard_sectors: sectors(max_discard).into(),
             max_discard_seg: MAX_SPANS.into(),
             discard_sector_alignment: (plan.geometry.discard_granularity / 512).into(),
-            max_write_zeroes_sectors: span_sectors.into(),
+            max_write_zeroes_sectors: sectors(MAX_SPAN).into(),
             max_write_zeroes_seg: MAX_SPANS.into(),
             write_zeroes_may_unmap: u8::from(plan.discard),
             unused1: [0; 3],
@@ -88,8 +95,6 @@ impl ConfigSpace {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::offset_of;
-
     use super::*;
 
     #[test]

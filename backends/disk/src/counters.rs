@@ -30,6 +30,8 @@ virtio_backend::counters! {
     host_failures,
     /// Requests refused for what the driver asked.
     refusals,
+    /// Waits for one of the disk's limits.
+    throttled,
 }
 
 impl Counters {

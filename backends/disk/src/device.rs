@@ -1,32 +1,32 @@
-//! The disk as a device model: what the driver sees of it, and the start of its lanes.
+//! The disk as a device model: what the driver sees of it, the start of its lanes, and what an operator may ask.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use virtio_backend::{Backend, Identity, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Operation, Signals, Worker, copy_config};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use zerocopy::IntoBytes;
 
 use crate::config_space::{ConfigSpace, QUEUE_SIZE};
-use crate::counters::Counters;
+use crate::hold::Holder;
 use crate::request::{MAX_CHAIN, Rules, SECTOR_SIZE};
+use crate::resize;
+use crate::shared::Shared;
 use crate::worker::{DiskWorker, Life};
 use crate::{Config, Plan, PlanError, Storage};
 
-/// A virtio block device over one storage.
-///
-/// CONFIG_WCE is not offered. Whether writes are cached then follows from what was configured and negotiated, which is
-/// known at every start, instead of being a state that a restart could lose.
+/// A virtio block device over one storage. Dropped, it brings to persistent storage what a guest that ended has not
+/// flushed, and then lets go of the storage.
 pub struct Disk {
     identity: Identity,
-    config_space: ConfigSpace,
     plan: Plan,
     storage: Box<dyn Storage>,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
+    signals: OnceLock<Arc<dyn Signals>>,
     /// What the lanes now running share; it ends with the last of them, that is at reset. Lanes contend for it when
     /// they start, and never again.
     life: Mutex<Weak<Life>>,
@@ -43,6 +43,7 @@ impl Disk {
 
     pub(crate) fn over(config: &Config, storage: Box<dyn Storage>) -> Result<Self, PlanError> {
         let plan = Plan::new(config, &*storage)?;
+        let shared = Shared::of(&plan, &*storage).map_err(|source| PlanError::NoTimer { source })?;
         let queues = usize::from(plan.queues);
         let identity = Identity {
             device_id: VIRTIO_ID_BLOCK,
@@ -52,19 +53,13 @@ impl Disk {
             config_len: ConfigSpace::LEN,
             max_chain_bytes: MAX_CHAIN,
         };
-        let (counters, life) = (Arc::default(), Mutex::default());
-        Ok(Self { identity, config_space: ConfigSpace::of(&plan), plan, storage, counters, life })
+        let (shared, signals, life) = (Arc::new(shared), OnceLock::new(), Mutex::default());
+        Ok(Self { identity, plan, storage, shared, signals, life })
     }
 
     /// What it serves.
     pub fn plan(&self) -> &Plan {
         &self.plan
-    }
-
-    /// §5.2.6.2: a driver that was not promised a cache to flush, or does not know to flush it, is told of a write when
-    /// it is durable.
-    fn writes_are_stable(&self, negotiated: u64) -> bool {
-        self.plan.write_through || !has(negotiated, VIRTIO_BLK_F_FLUSH)
     }
 
     fn join_life(&self) -> Arc<Life> {
@@ -75,6 +70,28 @@ impl Disk {
             life
         })
     }
+
+    fn resize(&self, shrink: bool) -> Result<(), String> {
+        let (capacity, block_size) = (&self.shared.capacity, self.plan.geometry.block_size);
+        let before = capacity.bytes();
+        let size = resize::check(&*self.storage, block_size, before, shrink)?;
+        if size != before {
+            capacity.change(size, || {
+                if let Some(signals) = self.signals.get() {
+                    signals.config_changed();
+                }
+            });
+            tracing::info!(name: "disk.resized", image = self.storage.name(), before, size, "The disk has another size");
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), String> {
+        match &self.shared.hold {
+            Some(hold) => hold.resume(),
+            None => Err("This disk never holds requests: it has on_error = \"report\"".to_owned()),
+        }
+    }
 }
 
 impl Backend for Disk {
@@ -83,49 +100,105 @@ impl Backend for Disk {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        copy_config(self.config_space.as_bytes(), offset, data);
+        let space = ConfigSpace::of(&self.plan, self.shared.capacity.shown(), self.shared.cache.writeback());
+        copy_config(space.as_bytes(), offset, data);
+    }
+
+    /// One byte can be written (§5.2.5), and only by itself.
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        if let (ConfigSpace::WRITEBACK, [writeback]) = (offset, data) {
+            self.shared.cache.set_writeback(*writeback);
+        }
     }
 
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
         let Plan { geometry, read_only, discard, serial, engine, .. } = self.plan;
+        let limits = self.shared.limits.as_ref();
         Ok(Box::new(DiskWorker {
             engine: self.storage.open_engine(engine, QUEUE_SIZE)?,
-            rules: Rules { capacity: geometry.size / SECTOR_SIZE, read_only, discard },
-            stable: self.writes_are_stable(features),
+            rules: Rules {
+                capacity: self.shared.capacity.sectors(),
+                read_only,
+                discard,
+                max_discard: geometry.max_discard,
+            },
+            features,
             serial,
             life: self.join_life(),
-            counters: Arc::clone(&self.counters),
-            held: (0..QUEUE_SIZE).map(|_| None).collect(),
+            shared: Arc::clone(&self.shared),
+            timers: limits.map_or(Ok(Vec::new()), |limits| limits.timers())?,
+            waits: false,
+            holder: self.shared.hold.as_ref().map(Holder::new).transpose()?,
+            drains: false,
+            works_on: (0..QUEUE_SIZE).map(|_| None).collect(),
         }))
     }
 
     /// A driver that ignores the block size works in sectors, which direct I/O on larger blocks cannot do.
     fn accepts(&self, features: u64) -> bool {
         let needs_blocks = self.plan.geometry.direct_alignment.is_some_and(|alignment| alignment as u64 > SECTOR_SIZE);
-        !needs_blocks || has(features, VIRTIO_BLK_F_BLK_SIZE)
+        !needs_blocks || features & 1 << VIRTIO_BLK_F_BLK_SIZE != 0
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.shared.cache.negotiated(features);
+    }
+
+    fn attach(&self, signals: Arc<dyn Signals>) {
+        // A second transport there is not.
+        let _ = self.signals.set(signals);
+    }
+
+    fn operate(&self, operation: Operation) -> Result<(), String> {
+        match operation {
+            Operation::Resize { shrink } => self.resize(shrink),
+            Operation::Resume => self.resume(),
+            Operation::Link { .. } => Err("A disk has no cable to plug".to_owned()),
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters.snapshot().pairs()
+        let mut pairs = self.shared.counters.snapshot().pairs();
+        if let Some(hold) = &self.shared.hold {
+            let (held, seconds) = hold.extent();
+            pairs.extend([("held", held), ("held_seconds", seconds)]);
+        }
+        pairs
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.plan.read_only {
+            return;
+        }
+        if let Err(error) = self.storage.flush() {
+            tracing::error!(
+                name: "disk.flush_failed", image = self.storage.name(), %error,
+                "The disk is closed, and what its guest wrote last and did not flush may be lost"
+            );
+        }
     }
 }
 
 fn features(plan: &Plan) -> u64 {
+    let geometry = plan.geometry;
+    let has_topology = geometry.physical_block_size > geometry.block_size
+        || geometry.optimal_io_size > 0
+        || geometry.alignment_offset > 0;
     let wanted = [
         (VIRTIO_BLK_F_SIZE_MAX, true),
         (VIRTIO_BLK_F_SEG_MAX, true),
         (VIRTIO_BLK_F_BLK_SIZE, true),
-        (VIRTIO_BLK_F_TOPOLOGY, plan.geometry.physical_block_size > plan.geometry.block_size),
+        (VIRTIO_BLK_F_TOPOLOGY, has_topology),
         // A driver that sees it believes in a volatile cache, and would flush for nothing.
         (VIRTIO_BLK_F_FLUSH, !plan.write_through),
+        // Who reads only has nothing to switch.
+        (VIRTIO_BLK_F_CONFIG_WCE, !plan.write_through && !plan.read_only),
         (VIRTIO_BLK_F_RO, plan.read_only),
         (VIRTIO_BLK_F_MQ, plan.queues > 1),
         (VIRTIO_BLK_F_DISCARD, plan.discard),
         (VIRTIO_BLK_F_WRITE_ZEROES, !plan.read_only),
     ];
     wanted.iter().filter(|(_, offered)| *offered).fold(0, |bits, (feature, _)| bits | 1 << feature)
-}
-
-fn has(features: u64, feature: u32) -> bool {
-    features & 1 << feature != 0
 }

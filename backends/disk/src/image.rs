@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::engine::{self, Engine, Target};
 use crate::request::SECTOR_SIZE;
-use crate::{EngineKind, Geometry, Storage};
+use crate::{EngineKind, Geometry, Storage, topology};
 
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -220,7 +220,7 @@ fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
         (FILE_BLOCK_SIZE, u32::try_from(fs::fstat(file)?.st_blksize).unwrap_or(FILE_BLOCK_SIZE))
     };
     let physical_block_size = favourite(physical, block_size);
-    Ok(Geometry {
+    let geometry = Geometry {
         size: size_of(file, is_block_device)?,
         block_size,
         physical_block_size,
@@ -231,7 +231,8 @@ fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
         direct_alignment: flags.contains(OFlags::DIRECT).then(|| direct_alignment(file, block_size)),
         read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
         max_queues: u16::MAX,
-    })
+    };
+    Ok(if is_block_device { topology::refine(file, geometry) } else { geometry })
 }
 
 fn size_of(file: &File, is_block_device: bool) -> Result<u64, Errno> {

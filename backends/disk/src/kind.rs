@@ -60,8 +60,9 @@ impl Kind for Disk {
         config.image.display().to_string()
     }
 
-    fn open(config: &mut Config, _owner: &Owner) -> Result<Vec<OwnedFd>, DiskError> {
+    fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, DiskError> {
         Self::check(config)?;
+        config.choose_queues(owner.vcpus);
         let image = open_when_free(&config.image, config.access())?;
         // What does not fit the image is told now, while someone waits for the answer.
         Plan::new(config, &image)?;
@@ -134,7 +135,7 @@ mod tests {
     fn what_no_image_could_mend_is_refused_without_one() {
         let config = Config { image: "/nonexistent.img".into(), ..Config::default() };
         assert!(Disk::check(&config).is_ok());
-        for config in [Config { queues: 17, ..config.clone() }, Config { serial: "a\nb".into(), ..config }] {
+        for config in [Config { queues: Some(17), ..config.clone() }, Config { serial: "a\nb".into(), ..config }] {
             assert!(matches!(Disk::check(&config), Err(DiskError::Plan(_))), "{config:?}");
         }
     }

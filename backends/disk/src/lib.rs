@@ -10,18 +10,25 @@
 //! - What the host fails to do is the status of one request. The device goes on.
 //! - A write is acknowledged only when it is as durable as the driver was promised (§5.2.6.2).
 
+mod cache_mode;
+mod capacity;
 mod config;
 mod config_space;
 mod counters;
 mod device;
 pub mod engine;
+mod hold;
 mod image;
 mod kind;
+mod limits;
 mod request;
+mod resize;
+mod shared;
 mod storage;
+mod topology;
 mod worker;
 
-pub use config::{Cache, Config, EngineKind, Plan, PlanError};
+pub use config::{Cache, Config, EngineKind, OnError, Plan, PlanError};
 pub use device::Disk;
 pub use image::{Access, Image, ImageError};
 pub use kind::DiskError;

@@ -65,6 +65,16 @@ pub(crate) enum Io {
     },
 }
 
+impl Io {
+    /// Which part of the disk it concerns; a flush concerns no part.
+    pub(crate) fn span(self) -> Option<Span> {
+        match self {
+            Self::Read(span) | Self::Write(span) | Self::Discard(span) | Self::WriteZeroes { span, .. } => Some(span),
+            Self::Flush => None,
+        }
+    }
+}
+
 /// How a request ended (§5.2.6, VIRTIO_BLK_S_*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -98,6 +108,8 @@ pub(crate) struct Rules {
     pub(crate) capacity: u64,
     pub(crate) read_only: bool,
     pub(crate) discard: bool,
+    /// Bytes that a discard may span, if the storage takes less than [`MAX_SPAN`].
+    pub(crate) max_discard: u64,
 }
 
 impl Rules {
@@ -142,7 +154,7 @@ impl Rules {
         if segment.flags.get() != 0 {
             return Err(unsupported("a discard with flags"));
         }
-        self.segment_span(&segment).map(Io::Discard)
+        self.segment_span(&segment, self.max_discard).map(Io::Discard)
     }
 
     fn zeroed(&self, readable: &Buffers) -> Result<Io, Refusal> {
@@ -152,12 +164,12 @@ impl Rules {
             return Err(unsupported("a write-zeroes with unknown flags"));
         }
         let may_unmap = self.discard && flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-        self.segment_span(&segment).map(|span| Io::WriteZeroes { span, may_unmap })
+        self.segment_span(&segment, MAX_SPAN).map(|span| Io::WriteZeroes { span, may_unmap })
     }
 
-    fn segment_span(&self, segment: &Segment) -> Result<Span, Refusal> {
+    fn segment_span(&self, segment: &Segment, most: u64) -> Result<Span, Refusal> {
         let sectors = u64::from(segment.num_sectors.get());
-        if sectors == 0 || sectors > MAX_SPAN / SECTOR_SIZE {
+        if sectors == 0 || sectors > most.min(MAX_SPAN) / SECTOR_SIZE {
             return Err(wrong("its segment is empty or larger than allowed"));
         }
         self.span(segment.sector.get(), sectors)

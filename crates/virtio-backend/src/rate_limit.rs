@@ -20,16 +20,19 @@ pub struct Rate {
 }
 
 /// Keeps to a [`Rate`]. A worker that is refused gives the timer among its sources, and is woken when it may go on.
+///
+/// What can be had in parts is [taken](Self::take); what is done wholly or not at all is [admitted](Self::admits) and then
+/// [charged](Self::charge).
 #[derive(Debug)]
 pub struct RateLimit {
     rate: Rate,
-    /// What may be taken now, counted in `1 / NANOS` so that nothing is lost in rounding.
-    credit: u128,
+    /// What may be taken now, counted in `1 / NANOS` so that nothing is lost in rounding. Below zero it is a debt.
+    credit: i128,
     filled_at: Instant,
     timer: OwnedFd,
 }
 
-const NANOS: u128 = 1_000_000_000;
+const NANOS: i128 = 1_000_000_000;
 
 impl RateLimit {
     /// Starts with a full bucket.
@@ -38,7 +41,7 @@ impl RateLimit {
     /// No timer is to be had.
     pub fn new(rate: Rate) -> io::Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        let credit = u128::from(rate.burst) * NANOS;
+        let credit = i128::from(rate.burst) * NANOS;
         Ok(Self { rate, credit, filled_at: Instant::now(), timer })
     }
 
@@ -49,9 +52,10 @@ impl RateLimit {
     /// The timer cannot be set.
     pub fn take(&mut self, wanted: u64, worthwhile: u64) -> io::Result<u64> {
         self.fill(Instant::now());
-        let there = u64::try_from(self.credit / NANOS).unwrap_or(u64::MAX);
+        // In debt there is nothing to take.
+        let there = u64::try_from(self.credit / NANOS).unwrap_or(0);
         let taken = wanted.min(there);
-        self.credit -= u128::from(taken) * NANOS;
+        self.credit -= i128::from(taken) * NANOS;
         if taken == 0 && wanted > 0 {
             self.wake_in(self.until(worthwhile.clamp(1, self.rate.burst.max(1))))?;
         }
@@ -60,7 +64,27 @@ impl RateLimit {
 
     /// Gives back what was taken and not used.
     pub fn give_back(&mut self, unused: u64) {
-        self.credit = (self.credit + u128::from(unused) * NANOS).min(u128::from(self.rate.burst) * NANOS);
+        self.credit = (self.credit + i128::from(unused) * NANOS).min(i128::from(self.rate.burst) * NANOS);
+    }
+
+    /// Whether something may be done now, however large it is; what it costs is to be [charged](Self::charge). Where it may
+    /// not, the timer wakes the lanes that watch it as soon as it may.
+    ///
+    /// # Errors
+    /// The timer cannot be set.
+    pub fn admits(&mut self) -> io::Result<bool> {
+        self.fill(Instant::now());
+        if self.credit >= NANOS {
+            return Ok(true);
+        }
+        self.wake_in(self.until(1))?;
+        Ok(false)
+    }
+
+    /// Pays for something that was admitted. What costs more than there is leaves a debt, so that it need not wait for a
+    /// bucket that never is so full, and the rate holds all the same.
+    pub fn charge(&mut self, cost: u64) {
+        self.credit = self.credit.saturating_sub(i128::from(cost) * NANOS);
     }
 
     /// Silences the timer; to be called when it wakes the lane.
@@ -70,14 +94,14 @@ impl RateLimit {
     }
 
     fn fill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.filled_at).as_nanos();
-        let earned = passed.saturating_mul(u128::from(self.rate.per_second));
-        self.credit = self.credit.saturating_add(earned).min(u128::from(self.rate.burst) * NANOS);
+        let passed = i128::try_from(now.saturating_duration_since(self.filled_at).as_nanos()).unwrap_or(i128::MAX);
+        let earned = passed.saturating_mul(i128::from(self.rate.per_second));
+        self.credit = self.credit.saturating_add(earned).min(i128::from(self.rate.burst) * NANOS);
         self.filled_at = now;
     }
 
     fn until(&self, wanted: u64) -> Duration {
-        let lacking = (u128::from(wanted) * NANOS).saturating_sub(self.credit);
+        let lacking = u128::try_from((i128::from(wanted) * NANOS).saturating_sub(self.credit)).unwrap_or(0);
         let nanos = lacking.div_ceil(u128::from(self.rate.per_second.max(1)));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
@@ -154,6 +178,27 @@ mod tests {
 
         assert!(limit.take(10, 5).unwrap() >= 5);
         assert!(rustix::io::read(&limit.timer, &mut [0; 8]).is_err(), "silent");
+    }
+
+    #[test]
+    fn what_is_larger_than_the_burst_goes_at_once_and_is_paid_for_afterwards() {
+        let mut limit = limit(10, 10);
+        assert!(limit.admits().unwrap());
+
+        limit.charge(1000);
+
+        assert_eq!(limit.until(1), Duration::from_millis(99_100), "for the debt of 990, and one more");
+        assert!(!limit.admits().unwrap());
+        assert_eq!(limit.take(1, 1).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_debt_has_no_end_that_could_overflow() {
+        let mut limit = limit(1, 1);
+        (0..100).for_each(|_| limit.charge(u64::MAX));
+        assert!(!limit.admits().unwrap());
+        limit.fill(limit.filled_at + Duration::from_secs(1 << 40));
+        assert!(!limit.admits().unwrap());
     }
 
     #[test]

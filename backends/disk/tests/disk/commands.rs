@@ -180,7 +180,7 @@ on_each_engine! {
     }
 
     fn e15_what_one_queue_wrote_another_reads(engine) {
-        let first = Builder::new(engine).config(|config| config.queues = 2).start();
+        let first = Builder::new(engine).config(|config| config.queues = Some(2)).start();
         let second = Builder::new(engine).lane(1).start_device(std::sync::Arc::clone(&first.disk));
         for seed in 0..50 {
             let (writer, reader) = if seed % 2 == 0 { (&first, &second) } else { (&second, &first) };

@@ -36,7 +36,7 @@ fn config_u32(disk: &Disk, offset: usize) -> u32 {
 fn nothing_written_is_a_cached_disk_with_one_queue() {
     let config: Config = toml::from_str("").unwrap();
     assert_eq!(config, Config::default());
-    assert_eq!((config.cache, config.queues, config.engine), (Cache::Writeback, 1, EngineKind::IoUring));
+    assert_eq!((config.cache, config.queues, config.engine), (Cache::Writeback, None, EngineKind::IoUring));
     assert_eq!(config.access(), Access { read_only: false, direct: false });
 }
 
@@ -47,6 +47,10 @@ fn everything_can_be_written_and_read_back() {
         cache = "none"
         serial = "db-0"
         queues = 4
+        block_size = 4096
+        on_error = "hold"
+        iops = { per_second = 500, burst = 50 }
+        bandwidth = { per_second = 10000000, burst = 1000000 }
         engine = "plain"
         read_only = true
         discard = false
@@ -59,7 +63,9 @@ fn everything_can_be_written_and_read_back() {
 
 #[test]
 fn a_key_or_value_that_means_nothing_is_refused() {
-    for text in ["chache = \"none\"", "cache = \"unsafe\"", "queues = -1", "queues = 65536", "engine = \"aio\""] {
+    for text in
+        ["chache = \"none\"", "cache = \"unsafe\"", "queues = -1", "queues = 65536", "engine = \"aio\"", "iops = 5"]
+    {
         assert!(toml::from_str::<Config>(text).is_err(), "{text}");
     }
 }
@@ -69,8 +75,8 @@ fn queues_and_serial_have_bounds() {
     let builder = Builder::new(EngineKind::Plain);
     std::fs::write(builder.path(), &builder.contents).unwrap();
     let wrong = [
-        (Config { queues: 0, ..Config::default() }, "0 queues"),
-        (Config { queues: 17, ..Config::default() }, "1 to 16"),
+        (Config { queues: Some(0), ..Config::default() }, "0 queues"),
+        (Config { queues: Some(17), ..Config::default() }, "1 to 16"),
         (Config { serial: "a".repeat(21), ..Config::default() }, "at most 20"),
         (Config { serial: "a\nb".into(), ..Config::default() }, "\"a\\nb\""),
     ];
@@ -84,22 +90,24 @@ fn queues_and_serial_have_bounds() {
 #[test]
 fn features_follow_the_configuration() {
     let usual = disk(|_| {});
-    for feature in [BLK_SIZE, FLUSH, DISCARD, WRITE_ZEROES] {
+    for feature in [BLK_SIZE, FLUSH, CONFIG_WCE, DISCARD, WRITE_ZEROES] {
         assert!(offers(&usual, feature), "{feature}");
     }
-    for feature in [RO, CONFIG_WCE, MQ] {
+    for feature in [RO, MQ] {
         assert!(!offers(&usual, feature), "{feature}");
     }
 
     let read_only = disk(|config| config.read_only = true);
     assert!(offers(&read_only, RO) && !offers(&read_only, DISCARD) && !offers(&read_only, WRITE_ZEROES));
-    assert!(!offers(&disk(|config| config.cache = Cache::Writethrough), FLUSH));
+    assert!(!offers(&read_only, CONFIG_WCE));
+    let write_through = disk(|config| config.cache = Cache::Writethrough);
+    assert!(!offers(&write_through, FLUSH) && !offers(&write_through, CONFIG_WCE));
     assert!(!offers(&disk(|config| config.discard = false), DISCARD));
 }
 
 #[test]
 fn each_queue_has_a_lane_of_its_own() {
-    let disk = disk(|config| config.queues = 3);
+    let disk = disk(|config| config.queues = Some(3));
     assert!(offers(&disk, MQ));
     assert_eq!(disk.identity().lanes, [0..1, 1..2, 2..3]);
     assert_eq!(disk.identity().queue_sizes, [256; 3]);

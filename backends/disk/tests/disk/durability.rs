@@ -166,7 +166,7 @@ on_each_engine! {
     }
 
     fn e08_a_failed_flush_concerns_all_queues_until_all_are_reset(engine) {
-        let (mut first, script) = scripted(Builder::new(engine).config(|config| config.queues = 2));
+        let (mut first, script) = scripted(Builder::new(engine).config(|config| config.queues = Some(2)));
         let mut second = Builder::new(engine).lane(1).start_device(Arc::clone(&first.disk));
         *script.failing_flushes.lock().unwrap() = 1;
 

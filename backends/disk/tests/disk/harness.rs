@@ -298,6 +298,7 @@ impl Rig {
             position: RingPosition { next_avail: self.position, next_used: self.position },
             max_chain_bytes: self.disk.identity().max_chain_bytes,
         };
+        self.disk.negotiated(self.features);
         let ended = self.ended.clone();
         let lane = Lane::spawn(LaneSetup {
             name: "disk".into(),

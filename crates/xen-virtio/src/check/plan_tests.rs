@@ -85,7 +85,7 @@ fn devices_have_places_in_the_order_of_libxl_and_entries_by_kind_and_order() {
         plan.devices.iter().map(|device| found(device).options.as_ref().map(|origin| origin.line)).collect();
     assert_eq!(options, [Some(4), Some(1), Some(3), None]);
     let Model::Disk(disk) = &found(&plan.devices[0]).model else { panic!("a disk") };
-    assert_eq!((disk.queues, disk.read_only, disk.discard), (2, false, true));
+    assert_eq!((disk.queues, disk.read_only, disk.discard), (Some(2), false, true));
     assert!(plan.needs_virtio_list);
 }
 

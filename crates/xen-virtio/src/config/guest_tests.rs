@@ -31,7 +31,7 @@ fn every_option_of_a_disk_of_the_toolstack_is_understood() {
     let expected = virtio_disk::Config {
         cache: Cache::None,
         serial: "SN-1".into(),
-        queues: 4,
+        queues: Some(4),
         engine: EngineKind::Plain,
         ..virtio_disk::Config::default()
     };

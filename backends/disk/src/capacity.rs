@@ -1,0 +1,51 @@
+//! How large the disk is, which an operator can have looked at again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::request::SECTOR_SIZE;
+
+/// The size of a disk, for its lanes and for its driver.
+#[derive(Debug)]
+pub(crate) struct Capacity {
+    /// What requests are held to.
+    sectors: AtomicU64,
+    /// Held by who changes the size, until the driver's next look at ConfigGeneration tells of it, and by who reads it.
+    changing: Mutex<()>,
+}
+
+impl Capacity {
+    /// That of a disk of `size` bytes.
+    pub(crate) fn new(size: u64) -> Self {
+        Self { sectors: AtomicU64::new(size / SECTOR_SIZE), changing: Mutex::default() }
+    }
+
+    /// In sectors, for a request.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Acquire)
+    }
+
+    /// The same in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sectors() * SECTOR_SIZE
+    }
+
+    /// In sectors, for the driver. It reads the two halves one by one, and a generation that is the same before and after
+    /// means that they belong together (§2.5.3): so no half of a new size is seen before the generation has changed.
+    pub(crate) fn shown(&self) -> u64 {
+        let _unchanged = self.changing();
+        self.sectors()
+    }
+
+    /// Sets it to `size` bytes, and has `tell` change the generation. Gives the old size in bytes.
+    pub(crate) fn change(&self, size: u64, tell: impl FnOnce()) -> u64 {
+        let _unseen = self.changing();
+        let before = self.sectors.swap(size / SECTOR_SIZE, Ordering::AcqRel);
+        tell();
+        before * SECTOR_SIZE
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
