@@ -227,13 +227,14 @@ impl Carried {
     fn buffers(&self) -> SmallVec<[Buffer; 4]> {
         let readable = self.request.readable_lengths().len();
         let buffers = lengths(&self.request).zip(&self.places).enumerate();
-        buffers.map(|(index, (len, at))| Buffer { at: *at, len, writable: index >= readable }).collect()
+        // A descriptor's length has 32 bits.
+        let len_of = |len| u32::try_from(len).unwrap_or(u32::MAX);
+        buffers.map(|(index, (len, at))| Buffer { at: *at, len: len_of(len), writable: index >= readable }).collect()
     }
 
     fn copy_in(&self, memory: &Bounce) -> Result<(), Fault> {
         let mut done = 0;
-        for (len, at) in self.request.readable_lengths().iter().zip(&self.places) {
-            let len = *len as usize;
+        for (len, at) in self.request.readable_lengths().zip(&self.places) {
             self.request.readable.read_volatile(done, memory.slice(*at, len)?);
             done += len;
         }
@@ -256,9 +257,9 @@ impl Carried {
     fn writable_pieces(&self, range: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
         let places = self.places.iter().skip(self.request.readable_lengths().len());
         let mut end = 0;
-        self.request.writable_lengths().iter().zip(places).filter_map(move |(len, at)| {
+        self.request.writable_lengths().zip(places).filter_map(move |(len, at)| {
             let start = end;
-            end = start + *len as usize;
+            end = start + len;
             let from = range.start.max(start);
             let until = range.end.min(end);
             (from < until).then(|| (from, at + (from - start), until - from))
@@ -266,14 +267,13 @@ impl Carried {
     }
 }
 
-fn lengths(request: &Request) -> impl Iterator<Item = u32> + Clone {
-    request.readable_lengths().iter().chain(request.writable_lengths()).copied()
+fn lengths(request: &Request) -> impl Iterator<Item = usize> + Clone {
+    request.readable_lengths().chain(request.writable_lengths())
 }
 
 /// Where buffers of these lengths go, from the start of their pages, behind a table of `table` bytes; and how many
 /// pages that takes. Small ones go together, and each large one starts a page, as backends want it that do direct I/O.
-fn arrange(lengths: impl Iterator<Item = u32> + Clone, table: usize) -> (Places, u32) {
-    let lengths = lengths.map(|len| len as usize);
+fn arrange(lengths: impl Iterator<Item = usize> + Clone, table: usize) -> (Places, u32) {
     let padded = |len: usize| len.next_multiple_of(ALIGNMENT);
     let (mut small, mut large) = (table, table);
     large += lengths.clone().filter(|len| *len < LARGE).map(padded).sum::<usize>();
@@ -300,7 +300,7 @@ fn bytes_of(pages: &Range<u32>) -> u64 {
 mod tests {
     use super::*;
 
-    fn arranged(lengths: &[u32], table: usize) -> (Vec<usize>, u32) {
+    fn arranged(lengths: &[usize], table: usize) -> (Vec<usize>, u32) {
         let (places, pages) = arrange(lengths.iter().copied(), table);
         (places.to_vec(), pages)
     }
@@ -321,12 +321,12 @@ mod tests {
     fn the_longest_chain_has_room_however_it_is_cut() {
         let (queue_size, queues) = (64, 2);
         let layout = Layout::new(queues, queue_size, 2 * Layout::least_memory(queues, queue_size)).unwrap();
-        let bytes = u32::try_from(layout.longest_chain()).unwrap();
+        let bytes = usize::try_from(layout.longest_chain()).unwrap();
         let share = layout.data(0).len();
-        let n = u32::from(queue_size);
+        let n = usize::from(queue_size);
         let small = 511;
         for first in [1, 16, small, 512, 513, 4097] {
-            let mut cut = vec![first; queue_size as usize - 1];
+            let mut cut = vec![first; n - 1];
             cut.push(bytes - first * (n - 1));
             let (_, pages) = arranged(&cut, 16 * cut.len());
             assert!(pages as usize <= share, "{first}: {pages} of {share}");

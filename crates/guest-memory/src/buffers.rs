@@ -23,26 +23,29 @@ pub type IoVecs = SmallVec<[libc::iovec; 2]>;
 ///
 /// Pieces of granted pages that are small stand in memory of ours: what the driver wrote there has been copied from the
 /// guest before the request was handed out, and what the device writes is copied to the guest when the request is pushed.
+///
+/// Lists, not arrays, as it is moved with every request; a request that is used again brings them along.
 #[derive(Default)]
 pub struct Buffers {
-    /// Invariant: each lies in what one of `pins` keeps.
-    iovecs: IoVecs,
-    pins: SmallVec<[Pin; 1]>,
+    /// Invariant: each lies in one of `chunks`, or in what `granted` keeps.
+    iovecs: Vec<libc::iovec>,
+    chunks: Vec<Arc<Chunk>>,
     len: usize,
-    /// Invariant: their memory is kept by `pins`. Apart, as frames have none: this struct is moved with every request.
-    copies: Option<Box<Copies>>,
+    granted: Option<Box<Granted>>,
+}
+
+/// What granted memory needs, and frames do not.
+#[derive(Default)]
+struct Granted {
+    /// Invariant: their memory is in `scratch`.
+    copies: Copies,
+    pages: Vec<GrantedPages>,
+    scratch: Vec<Scratch>,
     /// Some of it is mapped for reading only.
     read_only: bool,
 }
 
-/// What keeps memory where it is. Small, as the struct that it is in is moved a lot.
-enum Pin {
-    Chunk(Arc<Chunk>),
-    Granted(#[expect(dead_code, reason = "unmaps when dropped")] Box<GrantedPages>),
-    Scratch(#[expect(dead_code, reason = "frees when dropped")] Box<Scratch>),
-}
-
-// SAFETY: iovecs and copies point into what `pins` keeps, which goes along and may be used from any thread.
+// SAFETY: iovecs and copies point into what stands beside them, which goes along and may be used from any thread.
 unsafe impl Send for Buffers {}
 // SAFETY: shared, it allows volatile copies only, which race with the guest's own accesses anyway.
 unsafe impl Sync for Buffers {}
@@ -51,16 +54,6 @@ impl fmt::Debug for Buffers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes of guest memory in {} buffers", self.len, self.iovecs.len())
     }
-}
-
-/// What there was before a change that may have to be undone.
-#[derive(Clone, Copy)]
-pub(crate) struct Mark {
-    iovecs: usize,
-    last: usize,
-    pins: usize,
-    len: usize,
-    copies: usize,
 }
 
 impl Buffers {
@@ -82,13 +75,16 @@ impl Buffers {
     /// Lets go of all memory; keeps its own allocations for the next request.
     pub fn clear(&mut self) {
         self.iovecs.clear();
-        self.pins.clear();
-        self.copies = None;
-        (self.len, self.read_only) = (0, false);
+        self.chunks.clear();
+        self.granted = None;
+        self.len = 0;
     }
 
     /// Copies from the guest into `to`. Returns how many bytes there were from `at` on, at most `to.len()`.
     pub fn read(&self, at: usize, to: &mut [u8]) -> usize {
+        if let Some(memory) = self.within(at, to.len()) {
+            return memory.copy_to(to);
+        }
         let mut rest = to;
         let mut done = 0;
         for memory in self.slices(at, rest.len()) {
@@ -102,6 +98,10 @@ impl Buffers {
     /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`; none in
     /// the device-readable part of a request, which may be mapped for reading only.
     pub fn write(&self, at: usize, from: &[u8]) -> usize {
+        if let (Some(memory), None) = (self.within(at, from.len()), &self.granted) {
+            memory.copy_from(from);
+            return from.len();
+        }
         let mut rest = from;
         for memory in self.slices(at, self.room(from.len())) {
             let (part, tail) = rest.split_at(memory.len());
@@ -127,14 +127,14 @@ impl Buffers {
     }
 
     fn touch(&self, at: usize, len: usize) {
-        if let Some(copies) = &self.copies {
-            copies.touch(at, len);
+        if let Some(granted) = &self.granted {
+            granted.copies.touch(at, len);
         }
     }
 
     /// How many of `len` bytes may be written.
     fn room(&self, len: usize) -> usize {
-        if self.read_only { 0 } else { len }
+        if self.granted.as_ref().is_some_and(|granted| granted.read_only) { 0 } else { len }
     }
 
     fn with_volatile(
@@ -202,21 +202,18 @@ impl Buffers {
     /// Whether all of it may be pinned by the kernel, as O_DIRECT and registered buffers need. Such calls with other
     /// memory fail with EFAULT, or leave granted pages in use that the driver takes back.
     pub fn direct_io_capable(&self) -> bool {
-        self.pins.iter().all(|pin| match pin {
-            Pin::Chunk(chunk) => chunk.direct_io_capable(),
-            // The kernel could. But it lets go of the pages a moment after it has told of the I/O's end (Linux,
-            // iomap_dio_bio_end_io), and a page that is still held then cannot be unmapped when its driver wants it back.
-            Pin::Granted(_) => false,
-            Pin::Scratch(_) => true,
-        })
+        // The kernel could pin mapped grants. But it lets go of the pages a moment after it has told of the I/O's end
+        // (Linux, iomap_dio_bio_end_io), and a page that is still held then cannot be unmapped when its driver wants it back.
+        let is_mapped = self.granted.as_ref().is_some_and(|granted| !granted.pages.is_empty());
+        !is_mapped && self.chunks.iter().all(|chunk| chunk.direct_io_capable())
     }
 
     /// Adds memory at the end. What continues the last buffer becomes part of it.
     pub(crate) fn push(&mut self, pinned: &Pinned<'_>) {
         let (base, len) = (pinned.memory().ptr_guard_mut().as_ptr(), pinned.memory().len());
-        let same_chunk = matches!(self.pins.last(), Some(Pin::Chunk(last)) if Arc::ptr_eq(last, pinned.chunk()));
+        let same_chunk = self.chunks.last().is_some_and(|last| Arc::ptr_eq(last, pinned.chunk()));
         if !same_chunk {
-            self.pins.push(Pin::Chunk(pinned.chunk().clone()));
+            self.chunks.push(pinned.chunk().clone());
         }
         match self.iovecs.last_mut() {
             Some(last) if same_chunk && last.iov_base.addr() + last.iov_len == base.addr() => last.iov_len += len,
@@ -228,18 +225,20 @@ impl Buffers {
     /// Adds a part of scratch memory, which [`keep_scratch`](Self::keep_scratch) keeps from then on, for what is at
     /// `address`.
     pub(crate) fn push_copied(&mut self, address: u64, part: VolatileSlice<'_>) {
-        self.copies.get_or_insert_default().push(address, self.len, part);
+        let at = self.len;
+        self.granted.get_or_insert_default().copies.push(address, at, part);
         self.push_iovec(part);
     }
 
     /// Keeps the pages of what was pushed, and of nothing else, mapped.
     pub(crate) fn keep_granted(&mut self, pages: GrantedPages, access: Access) {
-        self.pins.push(Pin::Granted(Box::new(pages)));
-        self.read_only |= access == Access::Read;
+        let granted = self.granted.get_or_insert_default();
+        granted.pages.push(pages);
+        granted.read_only |= access == Access::Read;
     }
 
     pub(crate) fn keep_scratch(&mut self, scratch: Scratch) {
-        self.pins.push(Pin::Scratch(Box::new(scratch)));
+        self.granted.get_or_insert_default().scratch.push(scratch);
     }
 
     /// Adds memory at the end, of what is kept from then on.
@@ -250,37 +249,33 @@ impl Buffers {
 
     /// What of it has to be copied from and to granted pages.
     pub(crate) fn copies(&self) -> Option<&Copies> {
-        self.copies.as_deref()
+        self.granted.as_ref().map(|granted| &granted.copies)
     }
 
     /// Whether some of what was written has yet to be copied to the guest, by [`View::copy_out`](crate::View::copy_out).
     pub fn is_to_be_stored(&self) -> bool {
-        self.copies.is_some()
+        self.copies().is_some_and(|copies| copies.len() > 0)
     }
 
-    pub(crate) fn mark(&self) -> Mark {
-        let last = self.iovecs.last().map_or(0, |last| last.iov_len);
-        let copies = self.copies.as_ref().map_or(0, |copies| copies.len());
-        Mark { iovecs: self.iovecs.len(), last, pins: self.pins.len(), len: self.len, copies }
-    }
-
-    /// Undoes what was pushed since `mark`.
-    pub(crate) fn revert(&mut self, mark: Mark) {
-        self.iovecs.truncate(mark.iovecs);
-        if let Some(last) = self.iovecs.last_mut() {
-            last.iov_len = mark.last;
+    /// The `len` bytes from `at` on, if they lie in one buffer.
+    #[inline]
+    fn within(&self, at: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        let mut skip = at;
+        for buffer in &self.iovecs {
+            if skip < buffer.iov_len {
+                let base = buffer.iov_base.wrapping_byte_add(skip).cast();
+                // SAFETY: these bytes are mapped, readable and writable as long as `chunks` or `granted` keep them, that
+                // is while `self` is borrowed.
+                return (len <= buffer.iov_len - skip).then(|| unsafe { VolatileSlice::new(base, len) });
+            }
+            skip -= buffer.iov_len;
         }
-        self.pins.truncate(mark.pins);
-        match &mut self.copies {
-            Some(copies) if mark.copies > 0 => copies.truncate(mark.copies),
-            copies => *copies = None,
-        }
-        self.len = mark.len;
+        None
     }
 
     fn slices(&self, at: usize, len: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
-        // SAFETY: each piece lies in a buffer, which is mapped, readable and writable as long as `pins` holds its
-        // chunk, that is while `self` is borrowed.
+        // SAFETY: each piece lies in a buffer, which is mapped, readable and writable as long as `chunks` or `granted` keep
+        // it, that is while `self` is borrowed.
         self.pieces(at, len).map(|piece| unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) })
     }
 

@@ -47,10 +47,6 @@ impl Copies {
         self.pieces.len()
     }
 
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.pieces.truncate(len);
-    }
-
     /// Notes that `len` bytes from `at` on were written.
     pub(crate) fn touch(&self, at: usize, len: usize) {
         if len > 0 && !self.pieces.is_empty() {

@@ -119,8 +119,9 @@ impl LookAside {
     /// Lets go of what other chunks took the place of; they were in use until `now`.
     #[inline]
     pub(crate) fn forget_displaced(&mut self, now: u64) {
-        for chunk in self.pins.get_mut().displaced.drain(..) {
-            chunk.touch(now);
+        let displaced = &mut self.pins.get_mut().displaced;
+        if !displaced.is_empty() {
+            displaced.drain(..).for_each(|chunk| chunk.touch(now));
         }
     }
 

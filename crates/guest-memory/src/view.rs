@@ -146,23 +146,23 @@ impl View {
         self.granted.copy(&self.cache, areas)
     }
 
-    /// Appends the memory at these guest addresses, with these lengths, to `buffers`, all or nothing. What of it is
-    /// granted has yet to be [copied](Self::copy_in).
+    /// Appends the memory at these guest addresses, with these lengths, to `buffers`. What of it is granted has yet to be
+    /// [copied](Self::copy_in).
     ///
     /// Bound the length of a request before: this maps whatever the budget allows.
+    ///
+    /// # Errors
+    /// Some of it cannot be reached. `buffers` then has what came before, and is of no use.
     pub fn pin(
         &self,
         pieces: &[(GuestAddress, usize)],
         access: Access,
         buffers: &mut Buffers,
     ) -> Result<(), AccessError> {
-        let mark = buffers.mark();
-        let pinned = if self.cache.reaches_grants() {
-            self.pin_any(pieces, access, buffers)
-        } else {
-            pieces.iter().try_for_each(|&(GuestAddress(address), len)| self.pin_each(address, len, buffers))
-        };
-        pinned.inspect_err(|_| buffers.revert(mark))
+        if self.cache.reaches_grants() {
+            return self.pin_any(pieces, access, buffers);
+        }
+        pieces.iter().try_for_each(|&(GuestAddress(address), len)| self.pin_each(address, len, buffers))
     }
 
     /// Copies from the guest what of these requests' memory is copied at all, in one call.

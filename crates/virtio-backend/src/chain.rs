@@ -2,8 +2,8 @@
 
 use guest_memory::{Access, View};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::GuestAddress;
 
+use crate::request::Chain;
 use crate::{GuestFault, Request};
 
 /// Bytes of a descriptor.
@@ -27,20 +27,16 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
-/// Memory for walking chains, used from one to the next.
-pub(crate) type Pieces = Vec<(GuestAddress, usize)>;
-
 /// Walks the chain that `request` was cleared for, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
 pub(crate) fn resolve(
     request: &mut Request,
     mut table: Table,
     view: &View,
     limits: Limits,
-    pieces: &mut Pieces,
 ) -> Result<(), GuestFault> {
-    let head = request.head;
+    let Chain { head, readable, writable, pieces, readable_descriptors } = &mut **request;
+    let head = *head;
     let malformed = |what| GuestFault::Chain { head, what };
-    pieces.clear();
     let (mut index, mut left, mut is_indirect) = (head, table.len, false);
     let (mut bytes, mut in_writable_part) = (0u64, false);
     loop {
@@ -67,8 +63,7 @@ pub(crate) fn resolve(
             return Err(malformed("has a readable descriptor behind a writable one"));
         }
         in_writable_part = descriptor.is_write_only();
-        request.lengths.push(descriptor.len());
-        request.readable_descriptors += usize::from(!in_writable_part);
+        *readable_descriptors += usize::from(!in_writable_part);
         pieces.push((descriptor.addr(), usize::try_from(descriptor.len()).unwrap_or(usize::MAX)));
         if !descriptor.has_next() {
             break;
@@ -76,10 +71,9 @@ pub(crate) fn resolve(
         (index, left) = (descriptor.next(), left - 1);
     }
     let unusable = |source| GuestFault::Memory { head, source };
-    let (readable, writable) = pieces.split_at(request.readable_descriptors);
-    view.pin(readable, Access::Read, &mut request.readable).map_err(unusable)?;
-    view.pin(writable, Access::Write, &mut request.writable).map_err(unusable)?;
-    Ok(())
+    let (to_read, to_write) = pieces.split_at(*readable_descriptors);
+    view.pin(to_read, Access::Read, readable).map_err(unusable)?;
+    view.pin(to_write, Access::Write, writable).map_err(unusable)
 }
 
 impl Table {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use guest_memory::Buffers;
-use smallvec::SmallVec;
+use vm_memory::GuestAddress;
 
 /// A request the driver made: checked, bounded, and with its memory pinned as long as it lives.
 ///
@@ -25,8 +25,8 @@ pub struct Chain {
     pub readable: Buffers,
     /// The device-writable part.
     pub writable: Buffers,
-    /// The lengths of the chain's descriptors, in its order: those of the readable part, then the others.
-    pub(crate) lengths: SmallVec<[u32; 4]>,
+    /// Where the chain's descriptors say that it lies, in its order: those of the readable part, then the others.
+    pub(crate) pieces: Vec<(GuestAddress, usize)>,
     /// How many of them are of the readable part.
     pub(crate) readable_descriptors: usize,
 }
@@ -38,11 +38,12 @@ impl Request {
     }
 
     /// Makes it one of nothing, for the chain that begins at `head`; keeps its allocations.
+    #[inline]
     pub(crate) fn clear(&mut self, head: u16) {
-        let Chain { readable, writable, lengths, readable_descriptors, .. } = &mut *self.0;
+        let Chain { readable, writable, pieces, readable_descriptors, .. } = &mut *self.0;
         readable.clear();
         writable.clear();
-        lengths.clear();
+        pieces.clear();
         *readable_descriptors = 0;
         self.0.head = head;
     }
@@ -54,13 +55,13 @@ impl Request {
 
     /// How the driver cut the readable part up: the length of each descriptor. A device does not look at it (§2.7.4.2);
     /// who hands the request on to another device may have to keep it.
-    pub fn readable_lengths(&self) -> &[u32] {
-        self.lengths.get(..self.readable_descriptors).unwrap_or_default()
+    pub fn readable_lengths(&self) -> impl ExactSizeIterator<Item = usize> + Clone {
+        self.pieces.get(..self.readable_descriptors).unwrap_or_default().iter().map(|&(_, len)| len)
     }
 
     /// As [`readable_lengths`](Self::readable_lengths), of the writable part.
-    pub fn writable_lengths(&self) -> &[u32] {
-        self.lengths.get(self.readable_descriptors..).unwrap_or_default()
+    pub fn writable_lengths(&self) -> impl ExactSizeIterator<Item = usize> + Clone {
+        self.pieces.get(self.readable_descriptors..).unwrap_or_default().iter().map(|&(_, len)| len)
     }
 }
 

@@ -15,7 +15,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-use crate::chain::{Limits, Pieces, Table, resolve};
+use crate::chain::{Limits, Table, resolve};
 use crate::heads::HeadSet;
 use crate::tables::{Ahead, look_ahead};
 use crate::{Fault, GuestFault, Request};
@@ -72,7 +72,6 @@ pub struct Ring {
     finished: Vec<Finished>,
     /// Given back, for the chains to come.
     spare: Vec<Request>,
-    pieces: Pieces,
     /// The driver's index as it was last read (§2.7.6): up to there chains are available.
     available: u16,
     /// What the driver was last asked about (§2.7.7.2).
@@ -124,7 +123,6 @@ impl Ring {
             in_flight: HeadSet::new(queue.size()),
             finished: Vec::new(),
             spare: Vec::new(),
-            pieces: Pieces::new(),
             available: queue.next_avail(),
             told: queue.next_used(),
             starved: false,
@@ -235,7 +233,7 @@ impl Ring {
         // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
         // what a device says there fits its largest queue, and that is what holds.
         let limits = Limits { descriptors: self.queue.max_size().into(), bytes: self.max_chain_bytes };
-        resolve(&mut request, table, &self.view, limits, &mut self.pieces)?;
+        resolve(&mut request, table, &self.view, limits)?;
         self.queue.set_next_avail(position.wrapping_add(1));
         Ok(Some(request))
     }
