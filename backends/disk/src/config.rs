@@ -8,7 +8,7 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use virtio_backend::Rate;
 
-use crate::{Access, Geometry, Storage};
+use crate::{Access, Backing, Format, Geometry, Storage};
 
 /// Bytes of the serial number that GET_ID gives (VIRTIO_BLK_ID_BYTES).
 pub(crate) const SERIAL_LEN: usize = 20;
@@ -56,8 +56,13 @@ pub enum OnError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The raw image: a regular file or a block device. Needed; some other than the operator may know it.
+    /// The image: a regular file or a block device. Needed; some other than the operator may know it.
     pub image: PathBuf,
+    /// See [`Format`].
+    pub format: Format,
+    /// What the image does not hold, nearest first. A header has to name each, and nothing that it names is opened
+    /// instead.
+    pub backing: Vec<Backing>,
     /// See [`Cache`].
     pub cache: Cache,
     /// What the guest sees as serial number: at most 20 printable ASCII characters.
@@ -85,6 +90,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             image: PathBuf::new(),
+            format: Format::default(),
+            backing: Vec::new(),
             cache: Cache::default(),
             serial: String::new(),
             queues: None,
@@ -118,7 +125,25 @@ impl Config {
                 return Err(PlanError::NoRate { key });
             }
         }
+        self.check_backing()?;
         padded(&self.serial).map(drop)
+    }
+
+    /// Only what is below a qcow2 image can be a backing file, and no file can be below itself.
+    fn check_backing(&self) -> Result<(), PlanError> {
+        let (mut above, mut format) = (vec![&self.image], self.format);
+        for backing in &self.backing {
+            let image = || backing.image.display().to_string();
+            if format == Format::Raw {
+                return Err(PlanError::BackingOfRaw { image: image() });
+            }
+            if above.contains(&&backing.image) {
+                return Err(PlanError::BackingTwice { image: image() });
+            }
+            above.push(&backing.image);
+            format = backing.format;
+        }
+        Ok(())
     }
 
     /// Puts in the number of queues where it was left out, for a guest with so many vCPUs.
@@ -168,6 +193,20 @@ pub enum PlanError {
     Queues {
         /// What was written.
         queues: u16,
+    },
+    /// A raw image has nothing below it.
+    #[error(
+        "The backing file {image} is below a raw image, which has none; say format = \"qcow2\" of the one above it"
+    )]
+    BackingOfRaw {
+        /// The backing file's path.
+        image: String,
+    },
+    /// A file is named twice.
+    #[error("The backing file {image} is the image itself, or is named twice")]
+    BackingTwice {
+        /// The backing file's path.
+        image: String,
     },
     /// `block_size` is none that there is.
     #[error("A disk with blocks of {block_size} bytes is not possible: block_size is 512 or 4096")]

@@ -110,23 +110,7 @@ impl Image {
     /// # Errors
     /// It is no disk, or not to be had; the message says what to do.
     pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
-        let name = path.display().to_string();
-        let failed = |source| ImageError::Open { image: name.clone(), source };
-        let found = open_with(path, Access { read_only: true, direct: false }, OFlags::PATH).map_err(failed)?;
-        let is_block_device = check_kind(&found, &name)?;
-        // Refuses a device that is mounted, or claimed by another writer.
-        let exclusive = if is_block_device && !access.read_only { OFlags::EXCL } else { OFlags::empty() };
-        let same = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        let file = open_with(&same, access, exclusive).map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::BUSY) => ImageError::InUse { image: name.clone() },
-            Some(Errno::INVAL) if access.direct => ImageError::NoDirect { image: name.clone() },
-            _ => failed(error),
-        })?;
-        match engine::lock(&file, !access.read_only) {
-            Ok(()) => Self::from_file(file, name),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ImageError::InUse { image: name }),
-            Err(error) => Err(failed(error)),
-        }
+        Self::from_file(open_file(path, access)?, path.display().to_string())
     }
 
     /// Takes an image that someone else has opened; `name` is for messages.
@@ -178,6 +162,27 @@ impl Storage for Image {
             direct_alignment: self.geometry.direct_alignment,
         };
         engine::open(kind, &target, depth)
+    }
+}
+
+/// Opens and locks the file of an image, as [`Image::open`] does, whatever it holds.
+pub(crate) fn open_file(path: &Path, access: Access) -> Result<File, ImageError> {
+    let name = path.display().to_string();
+    let failed = |source| ImageError::Open { image: name.clone(), source };
+    let found = open_with(path, Access { read_only: true, direct: false }, OFlags::PATH).map_err(failed)?;
+    let is_block_device = check_kind(&found, &name)?;
+    // Refuses a device that is mounted, or claimed by another writer.
+    let exclusive = if is_block_device && !access.read_only { OFlags::EXCL } else { OFlags::empty() };
+    let same = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    let file = open_with(&same, access, exclusive).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::BUSY) => ImageError::InUse { image: name.clone() },
+        Some(Errno::INVAL) if access.direct => ImageError::NoDirect { image: name.clone() },
+        _ => failed(error),
+    })?;
+    match engine::lock(&file, !access.read_only) {
+        Ok(()) => Ok(file),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ImageError::InUse { image: name }),
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use virtio_backend::{Backend, Kind, Owner};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use crate::{Access, Config, Disk, Image, ImageError, Plan, PlanError};
+use crate::format::FormatImage;
+use crate::image::open_file;
+use crate::{Access, Config, Disk, Format, FormatError, Image, ImageError, Plan, PlanError};
 
 /// How long an image may be in use by another before that is an error: a guest that reboots may find its former self's
 /// device about to end. Short of the ten seconds that a toolstack waits for a device.
@@ -26,14 +28,19 @@ pub enum DiskError {
     /// The image cannot be served.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image cannot be served in its format.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The configuration is impossible, or not with this image.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A disk is made of one open image.
-    #[error("The disk came with {count} descriptors instead of its image")]
+    /// A disk is made of its image and each backing file.
+    #[error("The disk came with {count} descriptors instead of {expected}")]
     Descriptors {
         /// How many.
         count: usize,
+        /// How many it should be.
+        expected: usize,
     },
 }
 
@@ -63,25 +70,43 @@ impl Kind for Disk {
     fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, DiskError> {
         Self::check(config)?;
         config.choose_queues(owner.vcpus);
-        let image = open_when_free(&config.image, config.access())?;
-        // What does not fit the image is told now, while someone waits for the answer.
-        Plan::new(config, &image)?;
-        Ok(vec![image.into_file().into()])
+        let access = config.access();
+        let mut image = open_when_free(&config.image, access)?;
+        if config.format == Format::Raw {
+            // What does not fit is told before anyone is asked to make the device. Nothing else is looked into here.
+            let raw = Image::from_file(image, Self::host_end(config))?;
+            Plan::new(config, &raw)?;
+            image = raw.into_file();
+        }
+        let mut files = vec![image.into()];
+        for backing in &config.backing {
+            files.push(open_when_free(&backing.image, Access { read_only: true, ..access })?.into());
+        }
+        Ok(files)
     }
 
     fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, DiskError> {
-        let [image] = <[OwnedFd; 1]>::try_from(descriptors)
-            .map_err(|descriptors| DiskError::Descriptors { count: descriptors.len() })?;
-        let image = Image::from_file(File::from(image), Self::host_end(config))?;
-        Ok(Arc::new(Self::new(config, image)?))
+        let (count, expected) = (descriptors.len(), 1 + config.backing.len());
+        let mut files = descriptors.into_iter().map(File::from);
+        match (config.format, files.next()) {
+            (Format::Raw, Some(image)) if count == expected => {
+                let image = Image::from_file(image, Self::host_end(config))?;
+                Ok(Arc::new(Self::new(config, image)?))
+            }
+            (Format::Qcow2, Some(image)) if count == expected => {
+                let image = FormatImage::new(config, image, files.collect())?;
+                Ok(Arc::new(Self::new(config, image)?))
+            }
+            _ => Err(DiskError::Descriptors { count, expected }),
+        }
     }
 }
 
 /// Opens the image as soon as nobody else has it.
-fn open_when_free(path: &Path, access: Access) -> Result<Image, ImageError> {
+fn open_when_free(path: &Path, access: Access) -> Result<File, ImageError> {
     let deadline = Instant::now() + IN_USE_PATIENCE;
     loop {
-        match Image::open(path, access) {
+        match open_file(path, access) {
             Err(ImageError::InUse { .. }) if Instant::now() < deadline => thread::sleep(IN_USE_RETRY),
             outcome => return outcome,
         }
@@ -184,6 +209,9 @@ mod tests {
     #[test]
     fn a_disk_is_made_of_one_descriptor() {
         let image = image();
-        assert!(matches!(Disk::make(&config(&image), Vec::new()), Err(DiskError::Descriptors { count: 0 })));
+        assert!(matches!(
+            Disk::make(&config(&image), Vec::new()),
+            Err(DiskError::Descriptors { count: 0, expected: 1 })
+        ));
     }
 }

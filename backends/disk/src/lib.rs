@@ -17,6 +17,7 @@ mod config_space;
 mod counters;
 mod device;
 pub mod engine;
+mod format;
 mod hold;
 mod image;
 mod kind;
@@ -30,6 +31,7 @@ mod worker;
 
 pub use config::{Cache, Config, EngineKind, OnError, Plan, PlanError};
 pub use device::Disk;
+pub use format::{Backing, Format, FormatError};
 pub use image::{Access, Image, ImageError};
 pub use kind::DiskError;
 pub use storage::{Geometry, Storage};

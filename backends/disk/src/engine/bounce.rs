@@ -22,7 +22,7 @@ pub(super) struct Block(Box<[Page]>);
 
 impl Block {
     /// `None` if the host has no memory.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         Some(Self(<[Page]>::new_box_zeroed_with_elems(BLOCK_SIZE / size_of::<Page>()).ok()?))
     }
 
@@ -43,7 +43,8 @@ impl Block {
         libc::iovec { iov_base: start.as_mut_ptr().cast(), iov_len: start.len() }
     }
 
-    fn start(&mut self, len: usize) -> &mut [u8] {
+    /// Up to `len` bytes of it.
+    pub(super) fn start(&mut self, len: usize) -> &mut [u8] {
         let bytes = self.0.as_mut_bytes();
         let len = len.min(bytes.len());
         bytes.split_at_mut(len).0

@@ -7,6 +7,7 @@
 mod bounce;
 mod calls;
 mod plain;
+pub(crate) mod pool;
 mod task;
 mod uring;
 

@@ -18,6 +18,7 @@ mod direct;
 mod driver;
 mod durability;
 mod failures;
+mod formats;
 mod grants;
 mod images;
 mod limits;

@@ -1,0 +1,6 @@
+//! Images in formats: qcow2 as QEMU's own tools make it and see it, and as nobody should make it.
+
+mod backing;
+mod model;
+mod refusals;
+mod rig;
