@@ -21,6 +21,17 @@ pub struct Cost {
     pub functions: Vec<(String, f64)>,
 }
 
+/// What of a program is counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count<'a> {
+    /// Options of callgrind.
+    pub options: &'a [&'a str],
+    /// Only the threads, told apart by an option, that have been in a function with this in its name.
+    pub thread: Option<&'a str>,
+    /// Not the functions with this in their names.
+    pub leaves_out: Option<&'a str>,
+}
+
 /// The words before a command that have callgrind count it, and leave what it counts at `file`.
 pub fn wrapper(file: &Path, options: &[&str]) -> Vec<String> {
     let out = format!("--callgrind-out-file={}", file.display());
@@ -35,34 +46,71 @@ pub fn cost(
     name: &str,
     times: u64,
     folder: &Path,
-    options: &[&str],
+    what: Count<'_>,
     mut run: impl FnMut(&[String], u64) -> Result<()>,
 ) -> Result<Cost> {
     let mut count = |part: &str, times| {
         let file = folder.join(format!("{name}-{part}.callgrind"));
-        run(&wrapper(&file, options), times).with_context(|| format!("Counting instructions of {name} fails"))?;
-        Ok::<_, anyhow::Error>((Profile::read(&file)?, file))
+        let failed = || format!("Counting instructions of {name} fails");
+        run(&wrapper(&file, what.options), times).with_context(failed)?;
+        take(&file, what).with_context(failed)
     };
     let (less, once) = count("once", times)?;
     let (more, twice) = count("twice", 2 * times)?;
-    fs::remove_file(once)?;
+    once.iter().try_for_each(fs::remove_file)?;
     annotate(&twice, &folder.join(format!("{name}.annotated.txt")))?;
     Ok(more.beyond(&less, times))
 }
 
+/// Runs this program under such words.
+///
+/// # Errors
+/// There is no valgrind, or the program fails.
+pub fn run_this(wrapper: &[String], arguments: &[&str]) -> Result<()> {
+    let (first, rest) = wrapper.split_first().context("There is a wrapper")?;
+    let mut command = Command::new(first);
+    command.args(rest).arg(std::env::current_exe()?).args(arguments);
+    let output = command.output().context("Cannot run valgrind (package valgrind)")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Reads what a run has left at `file`, or with its threads told apart at `file-01` and so on. Returns also where what
+/// counts is.
+fn take(file: &Path, what: Count<'_>) -> Result<(Profile, Vec<PathBuf>)> {
+    let (mut sum, mut files) = (Profile::default(), Vec::new());
+    for thread in 0.. {
+        let file = match thread {
+            0 => file.to_owned(),
+            thread => PathBuf::from(format!("{}-{thread:02}", file.display())),
+        };
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            // The process as a whole has none if its threads have.
+            Err(_) if thread == 0 => continue,
+            Err(_) => break,
+        };
+        let profile = Profile::parse(&text)?;
+        if what.thread.is_none_or(|name| profile.0.keys().any(|function| function.contains(name))) {
+            profile.0.into_iter().for_each(|(function, cost)| *sum.0.entry(function).or_default() += cost);
+            files.push(file);
+        } else {
+            fs::remove_file(file)?;
+        }
+    }
+    ensure!(!files.is_empty(), "callgrind has left nothing at {}", file.display());
+    sum.0.retain(|function, _| what.leaves_out.is_none_or(|name| !function.contains(name)));
+    Ok((sum, files))
+}
+
 /// What the tool of valgrind's own makes of it, with callers and callees.
-fn annotate(profile: &PathBuf, to: &Path) -> Result<()> {
-    let told = Command::new("callgrind_annotate").args(["--inclusive=yes", "--tree=both"]).arg(profile).output()?;
+fn annotate(profiles: &[PathBuf], to: &Path) -> Result<()> {
+    let told = Command::new("callgrind_annotate").args(["--inclusive=yes", "--tree=both"]).args(profiles).output()?;
     ensure!(told.status.success(), "callgrind_annotate fails: {}", String::from_utf8_lossy(&told.stderr));
     Ok(fs::write(to, told.stdout)?)
 }
 
 impl Profile {
-    fn read(file: &Path) -> Result<Self> {
-        let text = fs::read_to_string(file).with_context(|| format!("callgrind left nothing at {}", file.display()))?;
-        Self::parse(&text)
-    }
-
     /// Reads the format of callgrind's files, as far as costs of functions go: a line `fn=(id) name` begins a function,
     /// lines of two numbers are its costs, and one that follows a `calls=` line is what another cost.
     fn parse(text: &str) -> Result<Self> {

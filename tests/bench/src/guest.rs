@@ -88,6 +88,11 @@ impl Guest {
         &self.memory
     }
 
+    /// All of it, for who maps pieces of it.
+    pub fn mapping(&self) -> Arc<dyn Mapping> {
+        Arc::clone(&self.memory) as Arc<dyn Mapping>
+    }
+
     /// Bytes.
     pub fn bytes(&self) -> usize {
         self.queues * QUEUE_BYTES

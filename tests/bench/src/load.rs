@@ -75,6 +75,28 @@ pub fn run(lines: &mut [Line], depth: u16, blocks: u64, end: End) -> Result<Tall
     Ok(Tally { requests: sum(|t| t.requests), kicks: sum(|t| t.kicks), calls: sum(|t| t.calls), seconds })
 }
 
+/// Has a device do so many requests that come all at once, and waits until it has.
+///
+/// # Errors
+/// The device does not do what it is asked for.
+pub fn burst(line: &mut Line, requests: u16, blocks: &mut Blocks) -> Result<()> {
+    for (slot, block) in (0..requests).zip(blocks) {
+        line.queue.submit(slot, block);
+    }
+    kick(line, &mut Tally::default())?;
+    let mut done = 0;
+    while done < requests {
+        match line.queue.take()? {
+            Some(_) => done += 1,
+            None if line.queue.ask_for_calls() => {}
+            None => {
+                line.call.wait().context("Cannot wait for the device")?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn load(line: &mut Line, depth: u16, mut blocks: Blocks, started: Instant, end: End) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut in_flight = 0;

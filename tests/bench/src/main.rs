@@ -5,29 +5,58 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use xen_virtio_bench::{peers, requests};
+use xen_virtio_bench::{micro, peers, requests, scale};
 
 /// Measures what xen-virtio costs on this machine, prints it, and leaves it in target/bench.
 #[derive(Debug, Parser)]
 struct Cli {
     /// What to measure; everything if nothing is named.
     cases: Vec<Case>,
+    /// Make this step only, so many times, and measure nothing: for runs under valgrind.
+    #[arg(long, hide = true, requires = "times")]
+    step: Option<micro::Step>,
+    /// Make requests to so many disks of each guest, so many times, and measure nothing.
+    #[arg(long, hide = true, requires_all = ["guests", "times"])]
+    disks: Option<usize>,
+    #[arg(long, hide = true)]
+    guests: Option<usize>,
+    /// How often.
+    #[arg(long, hide = true)]
+    times: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Case {
+    /// Instructions and nanoseconds of single steps.
+    Micro,
     /// Instructions of a request, from ring to ring.
     Requests,
     /// Our vhost-user daemon beside others.
     Peers,
+    /// Many disks, and many guests.
+    Scale,
 }
 
 fn main() -> Result<()> {
-    let Cli { cases } = Cli::parse();
+    let Cli { cases, step, disks, guests, times } = Cli::parse();
     let cases = if cases.is_empty() { Case::value_variants().to_vec() } else { cases };
     let (programs, folder) = places()?;
+    if let (Some(step), Some(times)) = (step, times) {
+        return micro::make(step, times, &folder);
+    }
+    if let (Some(disks), Some(guests), Some(times)) = (disks, guests, times) {
+        return scale::make(scale::Size { guests, disks }, times, &folder);
+    }
     for case in cases {
         match case {
+            Case::Scale => {
+                let report = scale::run(&programs.join("xen-virtio"), &folder)?;
+                keep(&folder, "scale", &report, &report.tables())?;
+            }
+            Case::Micro => {
+                let costs = micro::run(&folder)?;
+                keep(&folder, "micro", &costs, &micro::tables(&costs))?;
+            }
             Case::Requests => {
                 let counted = requests::run(&programs.join("xen-virtio"), &folder)?;
                 keep(&folder, "requests", &counted, &requests::tables(&counted))?;

@@ -3,9 +3,8 @@
 //! The client has one processor and the servers another. Rounds of all servers follow each other, so that what else the
 //! machine does meets all of them; ratios are of neighbours in the same round.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use crate::frontend::{Session, Use};
 use crate::guest::{BLOCK, Direction};
+use crate::image::make_image;
 use crate::load::{self, End, Tally};
 use crate::process::{CallCounter, Memory, Used};
 use crate::server::{Kind, Server};
@@ -125,7 +125,7 @@ pub struct Report {
 /// # Errors
 /// A server or the client fails.
 pub fn run(ours: &Path, folder: &Path, effort: Effort, say: impl Fn(&str)) -> Result<Report> {
-    let image = make_image(folder, effort.image)?;
+    let image = make_image(folder, "peers", effort.image)?;
     let mut servers = Vec::new();
     for kind in Kind::ALL {
         match Server::start(kind, &[], ours, &image, folder)? {
@@ -145,26 +145,6 @@ pub fn run(ours: &Path, folder: &Path, effort: Effort, say: impl Fn(&str)) -> Re
     }
     fs::remove_file(image)?;
     Ok(Report { outcomes, footprints })
-}
-
-/// Makes an image of which each block begins with its number, and leaves it in the page cache.
-///
-/// # Errors
-/// There is no room for it.
-pub fn make_image(folder: &Path, bytes: u64) -> Result<PathBuf> {
-    let path = folder.join("disk.img");
-    let failed = || format!("Cannot make an image of {} MiB at {}", bytes >> 20, path.display());
-    let file = File::create(&path).with_context(failed)?;
-    let mut file = BufWriter::new(file);
-    let mut block = vec![0; BLOCK];
-    for number in 0..bytes / BLOCK as u64 {
-        block.splice(..8, number.to_le_bytes());
-        file.write_all(&block).with_context(failed)?;
-    }
-    let file = file.into_inner().with_context(failed)?;
-    // What is written back later is not measured.
-    file.sync_all().with_context(failed)?;
-    Ok(path)
 }
 
 fn compare(servers: &[Server], workload: Workload, effort: Effort) -> Result<Vec<Outcome>> {

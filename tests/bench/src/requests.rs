@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::callgrind::{self, Cost};
+use crate::callgrind::{self, Cost, Count};
 use crate::frontend::{Session, Use};
 use crate::guest::{BLOCK, Direction};
+use crate::image::make_image;
 use crate::load::{self, End};
-use crate::peers::make_image;
 use crate::server::{Kind, Server};
 use crate::table;
 
@@ -36,7 +36,7 @@ pub struct Instructions {
 /// # Errors
 /// The daemon or valgrind fails.
 pub fn run(ours: &Path, folder: &Path) -> Result<Vec<Instructions>> {
-    let image = make_image(folder, IMAGE)?;
+    let image = make_image(folder, "requests", IMAGE)?;
     let cases = [
         ("read, depth 1", "read-1", Direction::Read, 1, 2_000),
         ("read, depth 32", "read-32", Direction::Read, 32, 16_384),
@@ -45,7 +45,7 @@ pub fn run(ours: &Path, folder: &Path) -> Result<Vec<Instructions>> {
     let count = |(name, file, direction, depth, times)| {
         let how = Use { queues: 1, depth, direction, indirect: true };
         let file = format!("request-{file}");
-        let cost = callgrind::cost(&file, times, folder, &[], |wrapper, times| {
+        let cost = callgrind::cost(&file, times, folder, Count::default(), |wrapper, times| {
             let server = Server::start(Kind::Ours, wrapper, ours, &image, folder)?.context("There is no valgrind")?;
             let (session, mut lines) = Session::start(server.socket(), how)?;
             load::run(&mut lines, depth, IMAGE / BLOCK as u64, End::After(times))?;
@@ -68,7 +68,8 @@ pub fn tables(counted: &[Instructions]) -> String {
         .collect();
     let mut text = table::render(&["4 KiB, ring to ring", "instructions"], &rows);
     for Instructions { name, functions, .. } in counted {
-        let rows: Vec<_> = functions.iter().take(SHOWN).map(|(name, cost)| vec![format!("{cost:6.1}  {name}")]).collect();
+        let rows: Vec<_> =
+            functions.iter().take(SHOWN).map(|(name, cost)| vec![format!("{cost:6.1}  {name}")]).collect();
         text.push('\n');
         text.push_str(&table::render(&[&format!("{name}, by function (callees not included)")], &rows));
     }
