@@ -152,17 +152,20 @@ impl View {
     /// Bound the length of a request before: this maps whatever the budget allows.
     ///
     /// # Errors
-    /// Some of it cannot be reached. `buffers` then has what came before, and is of no use.
+    /// Some of it cannot be reached. `buffers` has nothing then.
     pub fn pin(
         &self,
         pieces: &[(GuestAddress, usize)],
         access: Access,
         buffers: &mut Buffers,
     ) -> Result<(), AccessError> {
-        if self.cache.reaches_grants() {
-            return self.pin_any(pieces, access, buffers);
-        }
-        pieces.iter().try_for_each(|&(GuestAddress(address), len)| self.pin_each(address, len, buffers))
+        let pinned = if self.cache.reaches_grants() {
+            self.pin_any(pieces, access, buffers)
+        } else {
+            pieces.iter().try_for_each(|&(GuestAddress(address), len)| self.pin_each(address, len, buffers))
+        };
+        // Some of it may lie in memory that is not kept.
+        pinned.inspect_err(|_| buffers.clear())
     }
 
     /// Copies from the guest what of these requests' memory is copied at all, in one call.

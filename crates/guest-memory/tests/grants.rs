@@ -231,22 +231,17 @@ fn b11_a_plain_address_where_there_are_only_grants_maps_nothing() {
 }
 
 #[test]
-fn b03_pieces_of_which_one_is_bad_are_left_out_altogether() {
+fn b03_of_pieces_of_which_one_is_bad_nothing_is_left() {
     let both = |memory: FakeForeignMemory, grants| Sources::from(memory).with_grants(grants);
     let guest = Guest::reaching(Budget::default(), both);
     let (small, large) = (guest.grants.grant(BANK, SMALL, Access::Read), guest.grants.grant(BANK, LARGE, Access::Read));
-    let mut buffers = guest.pin(&[(small, SMALL), (BANK + 0x4000, 64)], Access::Read).unwrap();
-    let before = (buffers.len(), buffers.iovecs().len());
-
     for bad in [(GRANT | 1 << 30, LARGE), (BANK + (2 << 20), 1), (GRANT | 1 << 60, 1), (u64::MAX, 2)] {
+        let mut buffers = guest.pin(&[(small, SMALL), (BANK + 0x4000, 64)], Access::Read).unwrap();
         let pieces = [(small, SMALL), (large, LARGE), (BANK + 0x4040, 64), bad];
         let pieces = pieces.map(|(address, len)| (GuestAddress(address), len));
         assert!(guest.view.pin(&pieces, Access::Read, &mut buffers).is_err());
-        assert_eq!((buffers.len(), buffers.iovecs().len()), before);
-        assert_eq!((guest.grants.counts().live, buffers.iovecs()[1].iov_len), (0, 64));
+        assert_eq!((guest.grants.counts().live, buffers.len(), buffers.iovecs().len()), (0, 0, 0));
     }
-    guest.view.copy_in([&buffers]).unwrap();
-    assert_eq!(contents(&buffers), vec![0; SMALL + 64]);
 }
 
 #[test]
