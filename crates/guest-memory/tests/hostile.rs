@@ -117,7 +117,7 @@ fn b03_a_buffer_across_chunks_and_banks_is_whole_and_one_that_ends_in_a_hole_is_
     let end = second + MIB;
     let error = view.pin(&[(GuestAddress(end - 4096 - 5), 8192)], Access::Write, &mut kept).unwrap_err();
     assert!(matches!(error, AccessError::Hole { address } if address == end));
-    assert_eq!((kept.len(), kept.iovecs().len(), kept.iovecs()[0].iov_len), (100, 1, 100), "all or nothing");
+    assert_eq!((kept.len(), kept.iovecs().len()), (0, 0), "all or nothing");
     assert!(view.write_slice(&[0; 8192], GuestAddress(end - 4096)).is_err());
 }
 
