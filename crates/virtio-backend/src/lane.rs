@@ -126,8 +126,8 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
         pass.report(&fault);
     }
     let positions = pass.rings.iter().map(Ring::position).collect();
-    // Whoever hears of the end may take it that no guest memory is held any more.
-    drop(pass);
+    // Whoever hears of the end may take it that no guest memory is held any more, nor anything of the host.
+    drop((pass, backend));
     ended(positions);
 }
 

@@ -43,6 +43,17 @@ pub enum Command {
     Wait(Wait),
     /// Plug a guest's network cable in, or pull it out
     Link(Link),
+    /// Let a guest know that its disk's image, or the volume behind it, has another size
+    ///
+    /// Make the image larger first, with `truncate`, `lvextend` or `qemu-img resize`; then this. The guest's kernel sees the
+    /// new size at once, and its file systems grow when it is told so. Exit code: 0 the guest's disk is as large as its
+    /// image, 1 it cannot be.
+    Resize(Resize),
+    /// Try again what a disk holds since its host failed it (`on_error = "hold"`)
+    ///
+    /// `xen-virtio list` shows how many requests wait, and for how long. What fails again is held again. Exit code: 0 they
+    /// are tried, 1 there are none.
+    Resume(Resume),
     /// Sit at a guest's console, or at another of its ports; leave with Ctrl-]
     ///
     /// Where standard input is no terminal it is sent until it ends, and what comes is printed until nothing has come for
@@ -125,6 +136,33 @@ pub struct Link {
     pub device: String,
     /// Plugged in or not
     pub cable: Cable,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
+}
+
+/// Options of `resize`.
+#[derive(Args, Debug)]
+pub struct Resize {
+    /// The guest's name or domain id
+    pub guest: String,
+    /// The device, as `xen-virtio list` calls it: xvda, disk0
+    pub device: String,
+    /// Also if it is smaller now: the guest loses what lies beyond the end
+    #[arg(long)]
+    pub shrink: bool,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
+}
+
+/// Options of `resume`.
+#[derive(Args, Debug)]
+pub struct Resume {
+    /// The guest's name or domain id
+    pub guest: String,
+    /// The device, as `xen-virtio list` calls it: xvda, disk0
+    pub device: String,
     #[command(flatten)]
     /// Where the broker lives.
     pub runtime: Runtime,

@@ -1,4 +1,4 @@
-//! Asking the running broker, for the commands that do: `list`, `link`, `wait`.
+//! Asking the running broker, for the commands that do: `list`, `link`, `resize`, `resume`, `wait`.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

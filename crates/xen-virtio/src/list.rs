@@ -42,7 +42,7 @@ fn table(listing: &Listing) -> String {
 }
 
 fn headline(device: &DeviceListing) -> String {
-    let DeviceListing { id, model, name, host_end, grants, base, irq, state, driver, counters: _ } = device;
+    let DeviceListing { id, model, name, host_end, grants, base, irq, state, driver, counters } = device;
     let mut text = match (model, name) {
         (Some(model), Some(name)) if name.starts_with(model) => printable(name),
         (Some(model), Some(name)) => format!("{model} {}", printable(name)),
@@ -54,6 +54,10 @@ fn headline(device: &DeviceListing) -> String {
     text += &format!(": {}", printable(state));
     if let Some(driver) = driver {
         text += &format!(", driver {}", printable(driver));
+    }
+    if let Some(held) = counters.get("held").filter(|held| **held > 0) {
+        let seconds = counters.get("held_seconds").copied().unwrap_or(0);
+        text += &format!(", {held} requests held for {seconds} s (`xen-virtio resume`)");
     }
     match grants {
         None | Some(Grants::Never) => {}
@@ -128,6 +132,15 @@ mod tests {
         let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running; /dev/vg/web\n    \
                         requests 12\n  traps 99\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_waits_for_the_operator_is_told_where_it_is_seen() {
+        let counters = BTreeMap::from([("held".into(), 3), ("held_seconds".into(), 75)]);
+
+        let text = table(&guest("web", DeviceListing { counters, ..disk() }));
+
+        assert!(text.contains("driver running, 3 requests held for 75 s (`xen-virtio resume`); /dev"), "{text}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ fn main() -> ExitCode {
         Command::List(options) => list::run(&options.runtime.directory, options.json),
         Command::Wait(options) => operate::wait(&options),
         Command::Link(options) => operate::link(&options),
+        Command::Resize(options) => operate::resize(&options),
+        Command::Resume(options) => operate::resume(&options),
         Command::Console(options) => console::run(&options),
         Command::Check(options) => check::run(&options),
         Command::VhostUser(options) => vhost_user::run(&options),

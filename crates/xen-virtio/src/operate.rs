@@ -1,5 +1,6 @@
-//! `xen-virtio link` and `xen-virtio wait`: what operators do to guests that are served.
+//! `xen-virtio link`, `resize`, `resume` and `wait`: what operators do to guests that are served.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use anyhow::anyhow;
 use virtio_backend::Operation;
 
 use crate::broker::control::{GuestListing, Listing, Question};
-use crate::cli::{Cable, Link, Wait};
+use crate::cli::{Cable, Link, Resize, Resume, Wait};
 use crate::client;
 use crate::failure::Failure;
 
@@ -20,8 +21,29 @@ const LOOK: Duration = Duration::from_millis(100);
 /// There is no such device, or no broker that knows.
 pub fn link(options: &Link) -> Result<(), Failure> {
     let operation = Operation::Link { up: options.cable == Cable::Up };
-    let (guest, device) = (options.guest.clone(), options.device.clone());
-    Ok(client::operate(&options.runtime.directory, &Question::Operate { guest, device, operation })?)
+    operate(&options.runtime.directory, &options.guest, &options.device, operation)
+}
+
+/// Lets a guest know that its disk has another size.
+///
+/// # Errors
+/// There is no such device, or no broker that knows; or its image cannot be served in its size.
+pub fn resize(options: &Resize) -> Result<(), Failure> {
+    let operation = Operation::Resize { shrink: options.shrink };
+    operate(&options.runtime.directory, &options.guest, &options.device, operation)
+}
+
+/// Has a disk try again what it holds.
+///
+/// # Errors
+/// There is no such device, or no broker that knows; or it holds nothing.
+pub fn resume(options: &Resume) -> Result<(), Failure> {
+    operate(&options.runtime.directory, &options.guest, &options.device, Operation::Resume)
+}
+
+fn operate(directory: &Path, guest: &str, device: &str, operation: Operation) -> Result<(), Failure> {
+    let (guest, device) = (guest.to_owned(), device.to_owned());
+    Ok(client::operate(directory, &Question::Operate { guest, device, operation })?)
 }
 
 /// Waits until all devices of a guest are there.

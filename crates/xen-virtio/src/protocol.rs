@@ -162,6 +162,8 @@ mod tests {
             Order::Vacate { id },
             Order::Detach { id },
             Order::Operate { id, operation: Operation::Link { up: true } },
+            Order::Operate { id, operation: Operation::Resize { shrink: true } },
+            Order::Operate { id, operation: Operation::Resume },
             Order::Report,
             Order::Stop,
         ];

@@ -237,6 +237,8 @@ const STATUS: u64 = 0x70;
 const QUEUE_DESC_LOW: u64 = 0x80;
 const QUEUE_DRIVER_LOW: u64 = 0x90;
 const QUEUE_DEVICE_LOW: u64 = 0xa0;
+const CONFIG_GENERATION: u64 = 0xfc;
+const CONFIG: u64 = 0x100;
 
 /// Bits of Status (virtio 1.2 §2.1).
 const ACKNOWLEDGE: u32 = 1;
@@ -308,7 +310,60 @@ fn what_an_operator_asks_is_answered_by_the_device() {
 
     assert!(outcome(worker.order(&order, &[])).contains("no such device"));
     worker.attach(XVDA, BASE_A, &[image.as_fd()]);
-    assert!(outcome(worker.order(&order, &[])).contains("nothing of that sort"));
+    assert!(outcome(worker.order(&order, &[])).contains("no cable"));
+    let order = Order::Operate { id, operation: Operation::Resume };
+    assert!(outcome(worker.order(&order, &[])).contains("never holds"));
+}
+
+#[test]
+fn e13_a_disk_has_the_size_of_its_image_when_the_operator_says_so() {
+    let worker = Running::start();
+    let image = image();
+    let id = disk_id(XVDA);
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+    let vcpu = worker.domain.xen.vcpu(0);
+    let state = || (vcpu.read32(BASE_A + CONFIG), vcpu.read32(BASE_A + CONFIG_GENERATION));
+    let resize = |shrink| {
+        let order = Order::Operate { id, operation: Operation::Resize { shrink } };
+        match worker.order(&order, &[]) {
+            Answer::Operated { outcome, .. } => outcome,
+            other => panic!("it says {other:?}"),
+        }
+    };
+
+    image.as_file().set_len(2 << 20).unwrap();
+    assert_eq!(state(), (2048, 0), "nobody has said anything");
+    resize(false).unwrap();
+    assert_eq!(state(), (4096, 1));
+
+    image.as_file().set_len(1 << 20).unwrap();
+    assert!(resize(false).unwrap_err().contains("--shrink"));
+    assert_eq!(state(), (4096, 1));
+    resize(true).unwrap();
+    resize(false).unwrap();
+    assert_eq!(state(), (2048, 2), "once for a change");
+}
+
+#[test]
+fn e14_an_image_is_locked_until_its_device_is_detached() {
+    let worker = Running::start();
+    let (file, id) = (image(), disk_id(XVDA));
+    let open = || virtio_disk::Image::open(file.path(), virtio_disk::Access::default());
+    let image = open().unwrap().into_file();
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+    drop(image);
+    worker.domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        disk.write_blocks(0, &[3; SECTOR_SIZE]).unwrap();
+        drop(disk);
+        domain.xen.vcpu(0).write32(BASE_A + STATUS, 0);
+        domain.disk(BASE_A).write_blocks(1, &[3; SECTOR_SIZE]).unwrap();
+    });
+    assert!(open().unwrap_err().to_string().contains("in use"), "through a reset, too");
+
+    assert_eq!(worker.order(&Order::Detach { id }, &[]), Answer::Detached { id, used: true });
+
+    open().unwrap();
 }
 
 #[test]

@@ -214,6 +214,8 @@ impl Drop for Uring {
                 self.outstanding -= 1;
             }
         }
+        // The kernel takes a closed ring apart when it likes, and would keep the file open and locked until then.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
