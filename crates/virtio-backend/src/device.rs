@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Fault, Operation, Ring, Signals};
 
@@ -112,6 +113,12 @@ pub trait Worker: Send {
     /// moments; and how many requests must come then for it to be worth the delay. `None`: it is told at once.
     fn patience(&self, _wake: Wake) -> Option<u64> {
         Some(4)
+    }
+
+    /// How long the lane may look on at its queues when there is nothing to do, instead of sleeping until the driver kicks;
+    /// asked once. It takes a processor for it, and only while the driver comes again as soon.
+    fn polls_for(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Finishes all that is in flight; every request taken has been pushed when this returns.

@@ -5,6 +5,7 @@
 //! lane; the thread never ends without reporting where its queues stand.
 
 use std::any::Any;
+use std::hint;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
@@ -20,11 +21,15 @@ use smallvec::SmallVec;
 
 use crate::mailbox::{Command, Mailbox};
 use crate::moderation::{MOMENT, Moderation};
+use crate::polling::Polling;
 use crate::{Backend, Counters, Fault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
 
 /// How long a lane waits before it tries again for room in the map cache, in milliseconds. Room
 /// appears when other requests of the guest complete, of which no event tells.
 const STARVED_RETRY_MS: i32 = 1;
+
+/// How often a lane looks at its queues in a row; some microseconds.
+const LOOKS: u32 = 64;
 
 /// What a lane starts with.
 pub struct LaneSetup {
@@ -109,7 +114,7 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
     let queue_base = backend.identity().lanes.get(index).map_or(0, |queues| queues.start);
     // A moment is to be a moment; by default the kernel may double it. It fails where seccomp forbids it.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
-    let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters };
+    let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters, listens: true };
     let served = guarded(|| {
         for setup in &queues {
             pass.rings.push(match setup {
@@ -134,8 +139,8 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
 /// Works until told to stop, or until the worker faults.
 fn serve(worker: Box<dyn Worker>, pass: &mut Pass, kicks: Vec<Kick>, mailbox: Arc<Mailbox>) -> io::Result<()> {
     let mut events = EventManager::new().map_err(io::Error::other)?;
-    let id =
-        events.add_subscriber(Listener { worker, pass, kicks, mailbox, moderation: Moderation::new(), ended: false });
+    let (moderation, polling) = (Moderation::new(), Polling::new(worker.polls_for()));
+    let id = events.add_subscriber(Listener { worker, pass, kicks, mailbox, moderation, polling, ended: false });
     loop {
         let listener = events.subscriber_mut(id).map_err(io::Error::other)?;
         let timeout = listener.work_unasked();
@@ -157,6 +162,8 @@ struct Pass {
     cache: Arc<MapCache>,
     signals: Arc<dyn Signals>,
     counters: Arc<Counters>,
+    /// Whether kicks are asked for; not while the lane looks on.
+    listens: bool,
 }
 
 impl Pass {
@@ -165,7 +172,9 @@ impl Pass {
         let mut due = SmallVec::<[usize; 4]>::new();
         for (index, ring) in self.rings.iter_mut().enumerate() {
             ring.publish()?;
-            ring.end_pass()?;
+            if self.listens {
+                ring.end_pass()?;
+            }
             self.counters.requests.fetch_add(std::mem::take(&mut ring.popped), Relaxed);
             self.counters.completions.fetch_add(std::mem::take(&mut ring.pushed), Relaxed);
             if ring.take_due()? {
@@ -197,6 +206,7 @@ struct Listener<'a> {
     kicks: Vec<Kick>,
     mailbox: Arc<Mailbox>,
     moderation: Moderation,
+    polling: Polling,
     ended: bool,
 }
 
@@ -214,7 +224,10 @@ impl Listener<'_> {
                 self.work(Wake::Queue(queue));
             }
         }
-        if self.pass.rings.iter().any(Ring::has_more) {
+        if self.polling.is_on() {
+            self.look_on();
+        }
+        if self.polling.is_on() || self.pass.rings.iter().any(Ring::has_more) {
             0
         } else if self.pass.rings.iter().any(Ring::is_starved) {
             self.pass.counters.starved.fetch_add(1, Relaxed);
@@ -224,7 +237,26 @@ impl Listener<'_> {
         }
     }
 
+    /// Looks some times whether a queue has something, before commands and sources have their turn again.
+    fn look_on(&mut self) {
+        for _ in 0..LOOKS {
+            for queue in 0..self.pass.rings.len() {
+                if self.pass.rings.get(queue).is_some_and(Ring::has_available) {
+                    self.work(Wake::Queue(queue));
+                }
+            }
+            if self.ended || !self.polling.goes_on() {
+                break;
+            }
+            hint::spin_loop();
+        }
+        if !self.polling.is_on() {
+            self.announce();
+        }
+    }
+
     fn work(&mut self, wake: Wake) {
+        self.polling.found();
         self.call(wake);
         let patience = self.worker.patience(wake);
         if let Some(mut hold) = patience.and_then(|worthwhile| self.moderation.begin(worthwhile)) {
@@ -234,6 +266,11 @@ impl Listener<'_> {
             }
             self.moderation.end(&hold);
         }
+        self.announce();
+    }
+
+    fn announce(&mut self) {
+        self.pass.listens = !self.polling.is_on();
         self.guard(|_, pass| pass.announce());
     }
 

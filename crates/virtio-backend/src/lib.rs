@@ -25,6 +25,7 @@ mod kind;
 mod lane;
 mod mailbox;
 mod moderation;
+mod polling;
 mod rate_limit;
 mod request;
 mod ring;

@@ -393,6 +393,12 @@ impl Ring {
         Ok(())
     }
 
+    /// Whether there is something to take, or to find wrong.
+    pub(crate) fn has_available(&self) -> bool {
+        let available = || self.queue.avail_idx(&self.view, Ordering::Relaxed);
+        self.queue.ready() && available().map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
     /// Requests taken and not yet pushed back.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

@@ -62,6 +62,8 @@ struct Device {
 enum Behaviour {
     Echo,
     HoldUntilDrained,
+    /// Echoes, and looks on for a long time.
+    LookOn,
     Panic,
     RefuseToStart,
 }
@@ -111,6 +113,10 @@ impl Worker for TestWorker {
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.source.as_fd()]
+    }
+
+    fn polls_for(&self) -> Duration {
+        if self.behaviour == Behaviour::LookOn { PATIENCE } else { Duration::ZERO }
     }
 
     fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -265,6 +271,27 @@ fn when_a_pass_ends_kicks_are_asked_for_again() {
     }
     assert_eq!(rig.queues[0].used_flags(), 0, "by flag");
     assert_eq!((rig.queues[1].avail_event(), rig.queues[1].used_flags()), (1, 0), "by event index");
+}
+
+#[test]
+fn a_lane_that_looks_on_needs_no_kicks_asks_for_none_and_still_obeys() {
+    let rig = Rig::new();
+    let lane = rig.start_with(Behaviour::LookOn, rig.both());
+    // It is woken twice within the time that it may look on.
+    for round in 0..2 {
+        rig.offer(0, round);
+        rig.kicks[0].write(1).unwrap();
+        rig.queues[0].wait_used(round + 1);
+    }
+    for queue in 0..2 {
+        rig.offer(queue, 4);
+    }
+    rig.queues[0].wait_used(3);
+    rig.queues[1].wait_used(1);
+    assert_eq!([0, 1].map(|queue| rig.queues[queue].used_flags()), [1, 1], "no kicks, please");
+
+    lane.stop();
+    while !matches!(rig.hear(), Said::Ended(_)) {}
 }
 
 #[test]
