@@ -124,6 +124,7 @@ impl Backend for Disk {
             },
             features,
             serial,
+            poll: self.plan.poll,
             life: self.join_life(),
             shared: Arc::clone(&self.shared),
             timers: limits.map_or(Ok(Vec::new()), |limits| limits.timers())?,

@@ -8,6 +8,7 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use virtio_backend::{Fault, GuestFault, Request, Ring, Wake, Worker, count_failure};
 
@@ -34,6 +35,7 @@ pub(crate) struct DiskWorker {
     /// What the driver negotiated.
     pub(crate) features: u64,
     pub(crate) serial: [u8; SERIAL_LEN],
+    pub(crate) poll: Duration,
     pub(crate) life: Arc<Life>,
     pub(crate) shared: Arc<Shared>,
     /// Those of the disk's limits.
@@ -268,6 +270,10 @@ impl Worker for DiskWorker {
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
         let bell = self.holder.iter().map(|holder| holder.bell().as_fd());
         self.engine.source().into_iter().chain(self.timers.iter().map(AsFd::as_fd)).chain(bell).collect()
+    }
+
+    fn polls_for(&self) -> Duration {
+        self.poll
     }
 
     fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {

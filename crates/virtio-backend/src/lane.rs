@@ -256,8 +256,12 @@ impl Listener<'_> {
     }
 
     fn work(&mut self, wake: Wake) {
-        self.polling.found();
+        let before = self.pass.events();
         self.call(wake);
+        // Otherwise what there is waits for something else: memory, a limit.
+        if self.pass.events() != before {
+            self.polling.found();
+        }
         let patience = self.worker.patience(wake);
         if let Some(mut hold) = patience.and_then(|worthwhile| self.moderation.begin(worthwhile)) {
             while !self.ended && self.moderation.goes_on(&mut hold, self.pass.events()) {
