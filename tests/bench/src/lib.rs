@@ -11,6 +11,7 @@ pub mod image;
 pub mod load;
 pub mod micro;
 pub mod peers;
+pub mod plot;
 pub mod process;
 pub mod requests;
 pub mod scale;

@@ -52,6 +52,7 @@ fn main() -> Result<()> {
             Case::Scale => {
                 let report = scale::run(&programs.join("xen-virtio"), &folder)?;
                 keep(&folder, "scale", &report, &report.tables())?;
+                report.draw(&figure("scale")?)?;
             }
             Case::Micro => {
                 let costs = micro::run(&folder)?;
@@ -66,6 +67,7 @@ fn main() -> Result<()> {
                     eprintln!("peers: {what}");
                 })?;
                 keep(&folder, "peers", &report, &report.tables())?;
+                report.draw(&figure("peers")?)?;
             }
         }
     }
@@ -79,6 +81,13 @@ fn places() -> Result<(PathBuf, PathBuf)> {
     let folder = programs.parent().unwrap_or(programs).join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("Cannot make {}", folder.display()))?;
     Ok((programs.to_owned(), folder))
+}
+
+/// Where the documentation has a figure.
+fn figure(name: &str) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/performance");
+    fs::create_dir_all(&folder).with_context(|| format!("Cannot make {}", folder.display()))?;
+    Ok(folder.join(format!("{name}.svg")))
 }
 
 fn keep(folder: &Path, name: &str, report: &impl serde::Serialize, tables: &str) -> Result<()> {

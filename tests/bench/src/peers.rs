@@ -14,6 +14,7 @@ use crate::frontend::{Session, Use};
 use crate::guest::{BLOCK, Direction};
 use crate::image::make_image;
 use crate::load::{self, End, Tally};
+use crate::plot::{self, Panel, Series};
 use crate::process::{CallCounter, Memory, Used};
 use crate::server::{Kind, Server};
 use crate::spread::Spread;
@@ -40,26 +41,35 @@ impl Effort {
 pub struct Workload {
     /// In tables.
     pub name: &'static str,
+    /// In figures.
+    pub short: &'static str,
     /// What is done.
     pub how: Use,
 }
 
-const fn workload(name: &'static str, direction: Direction, queues: usize, depth: u16) -> Workload {
-    Workload { name, how: Use { queues, depth, direction, indirect: true } }
+const fn workload(
+    name: &'static str,
+    short: &'static str,
+    direction: Direction,
+    queues: usize,
+    depth: u16,
+) -> Workload {
+    Workload { name, short, how: Use { queues, depth, direction, indirect: true } }
 }
 
 /// What is compared.
 pub const WORKLOADS: [Workload; 7] = [
-    workload("read, depth 1", Direction::Read, 1, 1),
-    workload("read, depth 32", Direction::Read, 1, 32),
+    workload("read, depth 1", "r 1", Direction::Read, 1, 1),
+    workload("read, depth 32", "r 32", Direction::Read, 1, 32),
     Workload {
         name: "read, depth 32, no indirect",
+        short: "r 32 direct",
         how: Use { queues: 1, depth: 32, direction: Direction::Read, indirect: false },
     },
-    workload("read, depth 128", Direction::Read, 1, 128),
-    workload("read, 2 queues of 32", Direction::Read, 2, 32),
-    workload("write, depth 1", Direction::Write, 1, 1),
-    workload("write, depth 32", Direction::Write, 1, 32),
+    workload("read, depth 128", "r 128", Direction::Read, 1, 128),
+    workload("read, 2 queues of 32", "r 2×32", Direction::Read, 2, 32),
+    workload("write, depth 1", "w 1", Direction::Write, 1, 1),
+    workload("write, depth 32", "w 32", Direction::Write, 1, 32),
 ];
 
 /// One round of one server.
@@ -82,6 +92,8 @@ pub struct Round {
 pub struct Outcome {
     /// The workload's name.
     pub workload: &'static str,
+    /// The same where there is little room.
+    pub short: &'static str,
     /// The server's name.
     pub server: &'static str,
     /// I/Os a second.
@@ -167,6 +179,7 @@ fn compare(servers: &[Server], workload: Workload, effort: Effort) -> Result<Vec
         };
         Outcome {
             workload: workload.name,
+            short: workload.short,
             server: server.kind().name(),
             iops: spread(|round| round.iops),
             cpu_us: spread(|round| round.cpu_us),
@@ -208,7 +221,7 @@ fn count_calls(server: &Server, workload: Workload, blocks: u64, effort: Effort)
 /// Has `measured` call what loads a server for a while; before that the same was done for a fraction of the time.
 fn with_load<T>(
     server: &Server,
-    Workload { name, how }: Workload,
+    Workload { name, how, .. }: Workload,
     blocks: u64,
     time: Duration,
     measured: impl FnOnce(&mut dyn FnMut() -> Result<Tally>) -> Result<T>,
@@ -222,6 +235,29 @@ fn with_load<T>(
 }
 
 impl Report {
+    /// As a figure: bars of I/Os a second, and of the server's processor time for one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn draw(&self, to: &Path) -> Result<()> {
+        let panel = |title, unit, figure: fn(&Outcome) -> Spread| {
+            let of = |server: &'static str| self.outcomes.iter().filter(move |outcome| outcome.server == server);
+            let series = |footprint: &Footprint| Series {
+                name: footprint.server.to_owned(),
+                figures: of(footprint.server).map(figure).collect(),
+            };
+            let groups = of(Kind::Ours.name()).map(|outcome| outcome.short.to_owned()).collect();
+            Panel { title, unit, groups, series: self.footprints.iter().map(series).collect() }
+        };
+        plot::bars(
+            to,
+            &[
+                panel("I/Os a second, 4 KiB, by depth", "thousands a second", |outcome| outcome.iops.scaled(0.001)),
+                panel("Processor time of an I/O", "microseconds", |outcome| outcome.cpu_us),
+            ],
+        )
+    }
+
     /// As tables.
     pub fn tables(&self) -> String {
         let row = |outcome: &Outcome| {

@@ -20,6 +20,7 @@ use crate::frontend::Line;
 use crate::guest::{BLOCK, Direction, Guest, QUEUE_SIZE, RingFeatures};
 use crate::image::{self, make_image};
 use crate::load::{self, Blocks, End};
+use crate::plot::{self, Panel, Series};
 use crate::process::{Memory, Place, Used, pin};
 use crate::server::{Kind, Server};
 use crate::spread::Spread;
@@ -300,6 +301,33 @@ pub fn make(size: Size, times: u64, folder: &Path) -> Result<()> {
 }
 
 impl Report {
+    /// As a figure: the cost of an I/O by the number of disks, and by that of guests.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn draw(&self, to: &Path) -> Result<()> {
+        let panel = |title, is_shown: fn(&Size) -> bool, count: fn(&Size) -> usize| {
+            let shown = || self.outcomes.iter().filter(move |outcome| is_shown(&outcome.size));
+            let series = |name: &str, figure: fn(&Outcome) -> Spread| Series {
+                name: name.to_owned(),
+                figures: shown().map(figure).collect(),
+            };
+            let series = vec![
+                series("all at once", |outcome| outcome.at_once_us),
+                series("one after the other", |outcome| outcome.in_turn_us),
+            ];
+            let groups = shown().map(|outcome| count(&outcome.size).to_string()).collect();
+            Panel { title, unit: "microseconds of lanes per I/O", groups, series }
+        };
+        plot::lines(
+            to,
+            &[
+                panel("Disks of one guest", |size| size.guests == 1, |size| size.disks),
+                panel("Guests of one disk", |size| size.disks == 1, |size| size.guests),
+            ],
+        )
+    }
+
     /// As tables.
     pub fn tables(&self) -> String {
         let row = |outcome: &Outcome| {

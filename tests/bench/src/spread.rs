@@ -22,6 +22,12 @@ impl Spread {
         let (low, high) = (sorted.len().saturating_sub(1) / 2, sorted.len() / 2);
         Self { median: (at(low) + at(high)) / 2.0, min: at(0), max: at(sorted.len().saturating_sub(1)) }
     }
+
+    /// In another unit, of which one of this has `factor`.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
+    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use guest_memory::{Access, Budget, Buffers, CHUNK_SIZE, MapCache, PAGE_SIZE, Pla
 use vm_memory::GuestAddress;
 
 use super::{BATCH, Steps};
+use crate::guest::BLOCK;
 
 const RAM: u64 = 0x4000_0000;
 const RAM_BYTES: usize = 64 << 20;
-const PAGE_BYTES: usize = PAGE_SIZE as usize;
 
 /// Pins pages one after the other, by `stride` bytes.
 pub(super) struct Pins {
@@ -42,7 +42,7 @@ impl Steps for Pins {
         for _ in 0..BATCH {
             self.view.quiesce();
             let mut buffers = Buffers::new();
-            let piece = (GuestAddress(RAM + self.next), PAGE_BYTES);
+            let piece = (GuestAddress(RAM + self.next), BLOCK);
             self.view.pin(&[piece], Access::Write, &mut buffers).expect("memory of the guest's, and room for it");
             drop(buffers);
             self.next = (self.next + self.stride) % self.reach;
