@@ -8,6 +8,7 @@ mod bounce;
 mod calls;
 mod plain;
 pub(crate) mod pool;
+mod runs;
 mod task;
 mod uring;
 

@@ -12,7 +12,7 @@ use super::bounce::{Block, ZERO_BLOCK_SIZE, ZEROES};
 use super::{Op, Span, Target, Transfer};
 
 /// The kernel's limit on a list of iovecs (UIO_MAXIOV).
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// Bytes of zeroes written with one call.
 const ZEROES_A_CALL: u64 = 1 << 20;
@@ -39,6 +39,13 @@ pub(super) enum Call<'a> {
     DiscardBlocks {
         span: Span,
     },
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Read,
+    Write { stable: bool },
 }
 
 /// Which call comes next.
@@ -86,6 +93,22 @@ impl Task {
             return false;
         };
         !transfer.memory.direct_io_capable() || !is_aligned(remaining(transfer, 0, &mut IoVecs::new()), alignment)
+    }
+
+    /// A transfer's way and place on the disk.
+    pub(super) fn transfer(&self) -> Option<(Way, Span)> {
+        match &self.op {
+            Op::Read(transfer) => Some((Way::Read, transfer.span)),
+            Op::Write { transfer, stable } => Some((Way::Write { stable: *stable }, transfer.span)),
+            Op::Flush | Op::Discard(_) | Op::WriteZeroes { .. } => None,
+        }
+    }
+
+    /// Adds where a transfer's memory is.
+    pub(super) fn list(&self, iovecs: &mut Vec<libc::iovec>) {
+        if let Op::Read(transfer) | Op::Write { transfer, .. } = &self.op {
+            iovecs.extend_from_slice(remaining(transfer, 0, &mut IoVecs::new()));
+        }
     }
 
     pub(super) fn lend(&mut self, block: Block) {

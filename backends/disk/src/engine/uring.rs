@@ -16,7 +16,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::bounce::{BLOCKS, Pool};
-use super::task::{Call, Task};
+use super::runs::{Run, Runs};
+use super::task::{Call, Task, Way};
 use super::{Done, Engine, Op, Target, calls};
 
 /// The file, as the ring knows it: registered once, it needs no reference count for each operation.
@@ -28,6 +29,7 @@ pub struct Uring {
     target: Target,
     /// By tag. Never moves while the engine lives: the kernel reads the iovecs that are in here.
     tasks: Box<[Option<Task>]>,
+    runs: Runs,
     /// Tags that wait for a block of bounce memory.
     waiting: VecDeque<u16>,
     done: VecDeque<(u16, io::Result<()>)>,
@@ -63,6 +65,7 @@ impl Uring {
             ring,
             target,
             tasks: (0..depth).map(|_| None).collect(),
+            runs: Runs::new(depth),
             waiting: VecDeque::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
             pool: Pool::new(BLOCKS),
@@ -87,6 +90,42 @@ impl Uring {
                 None => {
                     self.waiting.pop_front();
                     self.finish(tag, Err(io::ErrorKind::OutOfMemory.into()));
+                }
+            }
+        }
+    }
+
+    /// Hands over the run that has been growing.
+    fn close_run(&mut self) {
+        let Some(Run { first, way, offset, iovecs }) = self.runs.close(&self.tasks) else { return };
+        if iovecs.is_empty() {
+            return self.advance(first);
+        }
+        let call = match way {
+            Way::Read => Call::Read { iovecs, offset },
+            Way::Write { stable } => Call::Write { iovecs, offset, stable },
+        };
+        let pushed = entry(&call).map(|entry| push(&mut self.ring, &entry.user_data(u64::from(first) | RUN)));
+        match pushed {
+            Some(Ok(())) => self.outstanding += 1,
+            _ => self.end_run(first, 0),
+        }
+    }
+
+    /// The members whose bytes are among the first `moved` are done; the others go on by themselves.
+    fn end_run(&mut self, first: u16, moved: usize) {
+        let (mut member, mut left) = (Some(first), moved as u64);
+        while let Some(tag) = member {
+            member = self.runs.leave(tag);
+            let len = task_mut(&mut self.tasks, tag).and_then(|task| task.transfer()).map_or(0, |(_, span)| span.len);
+            match left.checked_sub(len) {
+                Some(rest) => {
+                    left = rest;
+                    self.finish(tag, Ok(()));
+                }
+                None => {
+                    left = 0;
+                    self.advance(tag);
                 }
             }
         }
@@ -137,9 +176,13 @@ impl Uring {
     /// Takes the completions that are there; false if there was none.
     fn collect(&mut self) -> bool {
         let mut collected = false;
-        while let Some((tag, returned)) = next_completion(&mut self.ring) {
+        while let Some((Named { tag, is_run }, returned)) = next_completion(&mut self.ring) {
             collected = true;
             self.outstanding -= 1;
+            if is_run {
+                self.end_run(tag, returned.unwrap_or(0));
+                continue;
+            }
             match task_mut(&mut self.tasks, tag).and_then(|task| task.advance(returned)) {
                 Some(result) => self.finish(tag, result),
                 None => self.advance(tag),
@@ -159,13 +202,18 @@ impl Engine for Uring {
         self.in_flight += 1;
         if task.needs_block(&self.target) {
             self.waiting.push_back(tag);
-        } else {
-            self.advance(tag);
+        } else if !self.runs.continues(tag, task) {
+            self.close_run();
+            let is_transfer = task_mut(&mut self.tasks, tag).is_some_and(|task| self.runs.begin(tag, task));
+            if !is_transfer {
+                self.advance(tag);
+            }
         }
         Ok(())
     }
 
     fn kick(&mut self) -> io::Result<()> {
+        self.close_run();
         loop {
             self.start_waiting();
             self.enter(0)?;
@@ -271,9 +319,20 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
     unsafe { submission.push(entry) }.map_err(|_full| io::ErrorKind::WouldBlock.into())
 }
 
-fn next_completion(ring: &mut IoUring) -> Option<(u16, io::Result<usize>)> {
+/// Set in what a call of a run is named by.
+const RUN: u64 = 1 << 16;
+
+/// What a completion is of.
+struct Named {
+    tag: u16,
+    /// Of all of the run that the tag is the first of.
+    is_run: bool,
+}
+
+fn next_completion(ring: &mut IoUring) -> Option<(Named, io::Result<usize>)> {
     let completion = ring.completion().next()?;
-    let tag = u16::try_from(completion.user_data()).unwrap_or(u16::MAX);
+    let name = completion.user_data();
+    let named = Named { tag: u16::try_from(name & !RUN).unwrap_or(u16::MAX), is_run: name & RUN != 0 };
     let returned = completion.result();
-    Some((tag, usize::try_from(returned).map_err(|_negative| io::Error::from_raw_os_error(-returned))))
+    Some((named, usize::try_from(returned).map_err(|_negative| io::Error::from_raw_os_error(-returned))))
 }

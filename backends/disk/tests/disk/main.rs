@@ -23,3 +23,4 @@ mod grants;
 mod images;
 mod limits;
 mod model;
+mod neighbours;
