@@ -28,6 +28,9 @@ pub enum LayoutError {
         /// Where, in bytes from the file's start.
         offset: u64,
     },
+    /// Nothing counts the first clusters, of which the header is one.
+    #[error("The first refcount block is missing")]
+    NoRefcounts,
     /// There are refcounts of clusters that the file is too short for.
     #[error("Refcount block {index} counts clusters behind the end of the file")]
     Beyond {
@@ -54,6 +57,10 @@ pub(super) fn check(file: &impl Storage, header: &Header) -> Result<(), LayoutEr
     }
     for (index, entry) in (0..).zip(entries(file, header.refcount_offset, header.refcount_entries)?) {
         let offset = entry & OFFSET;
+        // imago would put it at the file's start, where an entry says that there is none, and look for it for ever.
+        if index == 0 && offset == 0 {
+            return Err(LayoutError::NoRefcounts);
+        }
         // Behind the last cluster there is at most what a host that lost power did not get to.
         if offset != 0 && index * header.refcounts_a_block > map.end.div_ceil(header.cluster_size) {
             return Err(LayoutError::Beyond { index });
