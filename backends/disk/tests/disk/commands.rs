@@ -1,5 +1,8 @@
 //! Rows E01 to E06 and E15: what drivers ask for, rightly and wrongly.
 
+use std::sync::Arc;
+use std::thread;
+
 use testkit::driver::Descriptor;
 
 use crate::harness::{Builder, DATA, IOERR, OK, Rig, SECTOR, UNSUPP, kind, pattern, segment};
@@ -188,6 +191,31 @@ on_each_engine! {
             assert_eq!(writer.write(64, &data), OK);
             assert_eq!(reader.read(64, 8).data, data);
         }
+    }
+
+    fn e15_four_queues_that_write_the_same_sectors_tear_none(engine) {
+        let first = Builder::new(engine).config(|config| config.queues = Some(4)).start();
+        let disk = Arc::clone(&first.disk);
+        let others = (1..4).map(|lane| Builder::new(engine).lane(lane).start_device(Arc::clone(&disk)));
+        let others: Vec<Rig> = others.collect();
+        thread::scope(|scope| {
+            for (lane, rig) in std::iter::once(first).chain(others).enumerate() {
+                scope.spawn(move || {
+                    for round in 0..40 {
+                        let own = 128 + 16 * lane as u64;
+                        let data = vec![(lane * 40 + round) as u8; 8 * SECTOR];
+                        assert_eq!(rig.write(64, &data), OK);
+                        assert_eq!(rig.write(own, &data), OK);
+                        assert_eq!(rig.read(own, 8).data, data, "its own sectors are as it wrote them");
+                        let shared = rig.read(64, 8).data;
+                        let torn = shared.chunks(SECTOR).find(|sector| sector.iter().any(|byte| *byte != sector[0]));
+                        assert_eq!(torn, None);
+                    }
+                });
+            }
+        });
+        let writes = disk.counters().into_iter().find(|(name, _)| *name == "writes");
+        assert_eq!(writes, Some(("writes", 4 * 40 * 2)));
     }
 
     fn e15_requests_for_the_same_sectors_all_end(engine) {

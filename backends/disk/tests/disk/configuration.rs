@@ -126,6 +126,46 @@ fn configuration_space_tells_capacity_and_limits() {
 }
 
 #[test]
+fn a_driver_sees_the_blocks_that_the_operator_wants() {
+    for (block_size, exponent) in [(None, 3), (Some(512), 3), (Some(4096), 0)] {
+        let disk = disk(|config| config.block_size = block_size);
+        assert_eq!(config_u32(&disk, 20), block_size.unwrap_or(512));
+        // A file's physical blocks are its file system's.
+        assert_eq!(config_u32(&disk, 24) & 0xff, exponent, "{block_size:?}");
+        assert_eq!(config_u32(&disk, 0), 256, "in sectors, whatever the blocks");
+    }
+}
+
+#[test]
+fn blocks_that_do_not_fit_are_refused_with_what_to_do() {
+    let builder = Builder::new(EngineKind::Plain);
+    std::fs::write(builder.path(), vec![0; 5 * 512]).unwrap();
+    for (block_size, words) in [(4096, "truncate --size=%4096"), (1024, "512 or 4096"), (0, "512 or 4096")] {
+        let config = Config { block_size: Some(block_size), ..Config::default() };
+        let image = Image::open(&builder.path(), config.access()).unwrap();
+        let error = Disk::new(&config, image).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn limits_that_let_nothing_through_are_refused() {
+    for text in ["iops = { per_second = 0, burst = 1 }", "bandwidth = { per_second = 1, burst = 0 }"] {
+        let config: Config = toml::from_str(text).unwrap();
+        let error = <Disk as virtio_backend::Kind>::check(&Config { image: "/x".into(), ..config }).unwrap_err();
+        assert!(error.to_string().contains("at least 1"), "{error}");
+    }
+}
+
+#[test]
+fn discard_limits_are_the_storages_where_those_are_lower() {
+    let sectors = (64 << 20) / 512;
+    assert_eq!(config_u32(&disk(|_| {}), 36), sectors);
+    let without = disk(|config| config.discard = false);
+    assert_eq!((config_u32(&without, 36), config_u32(&without, 48)), (0, sectors));
+}
+
+#[test]
 fn configuration_space_is_read_at_any_offset_and_width() {
     let disk = disk(|_| {});
     let mut whole = [0; 60];

@@ -1,124 +1,38 @@
 //! Rows E08 to E10 and §5.2.6.2: when a write counts as done, told by what reaches the engine.
 
-use std::io;
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use virtio_disk::engine::{Done, Engine, Op};
-use virtio_disk::{Cache, Disk, EngineKind, Geometry, Image, Storage};
+use virtio_disk::{Cache, EngineKind, Image};
 
-use crate::harness::{Builder, F_FLUSH, IOERR, OK, Rig, SECTOR, kind, pattern, segment};
+use testkit::device::eventually;
+use testkit::driver::Descriptor;
+
+use crate::harness::{Builder, DATA, F_FLUSH, IOERR, OK, Rig, SECTOR, kind, pattern, segment};
 use crate::on_each_engine;
-
-/// What the engines of a disk were asked, and which flushes they are to fail.
-#[derive(Default)]
-struct Script {
-    asked: Mutex<Vec<&'static str>>,
-    failing_flushes: Mutex<u32>,
-}
-
-/// An engine that writes down what it is asked, and fails as a script says.
-struct Scripted {
-    engine: Box<dyn Engine>,
-    script: Arc<Script>,
-    failed: Vec<u16>,
-}
-
-impl Engine for Scripted {
-    fn submit(&mut self, tag: u16, op: Op) -> io::Result<()> {
-        self.script.asked.lock().unwrap().push(match op {
-            Op::Read(_) => "read",
-            Op::Write { stable: false, .. } => "write",
-            Op::Write { stable: true, .. } => "stable write",
-            Op::Flush => "flush",
-            Op::Discard(_) => "discard",
-            Op::WriteZeroes { stable: false, .. } => "zeroes",
-            Op::WriteZeroes { stable: true, .. } => "stable zeroes",
-        });
-        let mut failing = self.script.failing_flushes.lock().unwrap();
-        if matches!(op, Op::Flush) && *failing > 0 {
-            *failing -= 1;
-            self.failed.push(tag);
-            return Ok(());
-        }
-        self.engine.submit(tag, op)
-    }
-
-    fn kick(&mut self) -> io::Result<()> {
-        self.engine.kick()
-    }
-
-    fn reap(&mut self) -> Option<Done> {
-        let failed = self.failed.pop().map(|tag| Done {
-            tag,
-            memory: guest_memory::Buffers::new(),
-            result: Err(io::Error::from_raw_os_error(libc::EIO)),
-        });
-        failed.or_else(|| self.engine.reap())
-    }
-
-    fn wait(&mut self) -> io::Result<()> {
-        self.engine.wait()
-    }
-
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.source()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.engine.in_flight() + self.failed.len()
-    }
-}
-
-/// A storage whose engines follow a script.
-struct ScriptedImage {
-    image: Image,
-    script: Arc<Script>,
-}
-
-impl Storage for ScriptedImage {
-    fn name(&self) -> &str {
-        self.image.name()
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.image.geometry()
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        self.image.size()
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.image.flush()
-    }
-
-    fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
-        let engine = self.image.open_engine(kind, depth)?;
-        Ok(Box::new(Scripted { engine, script: Arc::clone(&self.script), failed: Vec::new() }))
-    }
-}
-
-fn scripted(builder: Builder) -> (Rig, Arc<Script>) {
-    let script = Arc::new(Script::default());
-    std::fs::write(builder.path(), &builder.contents).unwrap();
-    let image = Image::open(&builder.path(), builder.config.access()).unwrap();
-    let image = ScriptedImage { image, script: Arc::clone(&script) };
-    let disk = Disk::new(&builder.config, image).unwrap();
-    (builder.start_device(Arc::new(disk)), script)
-}
+use crate::scripted;
 
 /// What the engine is asked for a write, a write-zeroes and a flush.
 fn asked_with(engine: EngineKind, cache: Cache, features: u64) -> Vec<&'static str> {
     let builder = Builder::new(engine).config(|config| config.cache = cache).features(features);
-    let (rig, script) = scripted(builder);
+    let (rig, script) = scripted::start(builder);
     assert_eq!(rig.write(0, &[7; SECTOR]), OK);
     assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(1, 1, 0)), OK);
     assert_eq!(rig.flush(), OK);
     assert_eq!(rig.on_disk()[..SECTOR], [7; SECTOR]);
     assert_eq!(rig.on_disk()[SECTOR..2 * SECTOR], [0; SECTOR]);
-    let asked = script.asked.lock().unwrap();
-    asked.clone()
+    script.asked()
+}
+
+/// VIRTIO_BLK_F_CONFIG_WCE.
+const F_CONFIG_WCE: u64 = 1 << 11;
+
+/// Where `writeback` is in configuration space.
+const WRITEBACK: usize = 32;
+
+fn writeback(rig: &Rig) -> u8 {
+    let mut writeback = [9];
+    rig.disk.read_config(WRITEBACK, &mut writeback);
+    writeback[0]
 }
 
 const CACHED: [&str; 3] = ["write", "zeroes", "flush"];
@@ -137,19 +51,99 @@ on_each_engine! {
         assert_eq!(asked_with(engine, Cache::Writeback, 0), STABLE);
     }
 
-    fn e10_the_cache_mode_cannot_be_toggled_by_the_driver(engine) {
-        let (rig, script) = scripted(Builder::new(engine).config(|config| config.cache = Cache::Writethrough));
-        rig.disk.write_config(32, &[1]);
+    fn e10_a_cache_that_was_not_offered_cannot_be_switched(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine).config(|config| config.cache = Cache::Writethrough));
+        rig.disk.write_config(WRITEBACK, &[1]);
         assert_eq!(rig.write(0, &[7; SECTOR]), OK);
-        rig.disk.write_config(32, &[0]);
-        let mut writeback = [9];
-        rig.disk.read_config(32, &mut writeback);
-        assert_eq!((writeback, &script.asked.lock().unwrap()[..]), ([0], &["stable write"][..]));
+        rig.disk.write_config(WRITEBACK, &[0]);
+        assert_eq!((writeback(&rig), &script.asked()[..]), (0, &["stable write"][..]));
+    }
+
+    fn e10_writes_are_stable_while_the_cache_is_off_and_what_came_before_them_is_too(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine).features(F_FLUSH | F_CONFIG_WCE));
+        assert_eq!(writeback(&rig), 1);
+        assert_eq!(rig.write(0, &[7; SECTOR]), OK);
+
+        rig.disk.write_config(WRITEBACK, &[0]);
+        assert_eq!(writeback(&rig), 0);
+        assert_eq!(rig.write(1, &[8; SECTOR]), OK);
+        assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(2, 1, 0)), OK);
+        assert_eq!(rig.read(1, 1).data, [8; SECTOR]);
+
+        rig.disk.write_config(WRITEBACK, &[1]);
+        assert_eq!(rig.write(3, &[9; SECTOR]), OK);
+        assert_eq!(rig.flush(), OK);
+
+        let asked = ["write", "write", "flush", "zeroes", "flush", "read", "write", "flush"];
+        assert_eq!(script.asked(), asked);
+        assert_eq!((rig.counter("writes"), rig.counter("zeroings"), rig.counter("flushes")), (3, 1, 1));
+    }
+
+    fn e10_nothing_but_one_byte_of_0_or_1_switches_the_cache(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine).features(F_FLUSH | F_CONFIG_WCE));
+        rig.disk.write_config(WRITEBACK, &[2]);
+        rig.disk.write_config(WRITEBACK, &[255]);
+        rig.disk.write_config(WRITEBACK, &[0, 0]);
+        rig.disk.write_config(WRITEBACK, &[0; 4]);
+        (0..60).filter(|&at| at != WRITEBACK).for_each(|at| rig.disk.write_config(at, &[0]));
+
+        assert_eq!(rig.write(0, &[7; SECTOR]), OK);
+
+        assert_eq!((writeback(&rig), &script.asked()[..]), (1, &["write"][..]));
+    }
+
+    fn e10_a_reset_brings_the_configured_cache_back(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine).features(F_FLUSH | F_CONFIG_WCE));
+        rig.disk.write_config(WRITEBACK, &[0]);
+
+        let rig = rig.reset();
+
+        assert_eq!(rig.write(0, &[7; SECTOR]), OK);
+        assert_eq!((writeback(&rig), &script.asked()[..]), (1, &["write"][..]));
+    }
+
+    fn e10_a_flush_that_a_write_needs_and_that_fails_fails_the_write_and_every_flush_after_it(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine).features(F_FLUSH | F_CONFIG_WCE));
+        rig.disk.write_config(WRITEBACK, &[0]);
+        script.fail("flush", libc::EIO, 1);
+
+        assert_eq!(rig.write(0, &[7; SECTOR]), IOERR);
+        assert_eq!(rig.write(0, &[7; SECTOR]), IOERR);
+        assert_eq!(rig.flush(), IOERR);
+        assert_eq!(rig.read(0, 1).status, OK);
+    }
+
+    fn e10_a_write_in_flight_while_the_cache_is_switched_off_and_on_is_done_once(engine) {
+        if engine != EngineKind::Plain {
+            // What stalls is the script; one engine is enough.
+            return;
+        }
+        let (rig, script) = scripted::start(Builder::new(engine).features(F_FLUSH | F_CONFIG_WCE));
+        script.stall();
+        for (head, sector) in [(0, 0), (3, 1), (6, 2)] {
+            rig.memory.write(DATA, &[5; SECTOR]);
+            rig.offer(head, &[
+                Descriptor::readable(rig.header(head, kind::OUT, sector), 16),
+                Descriptor::readable(DATA, SECTOR as u32),
+                Descriptor::writable(rig.status_byte(head), 1),
+            ]);
+            rig.kick();
+            eventually("the write is asked for", || script.asked().len() == usize::from(head / 3) + 1);
+            rig.disk.write_config(WRITEBACK, &[head as u8 / 3 % 2]);
+        }
+        script.unstall();
+
+        rig.queue.wait_used(3);
+
+        assert!([0, 3, 6].iter().all(|&head| rig.status(head) == OK));
+        // The second was submitted with the cache off.
+        assert_eq!(script.asked(), ["write", "write", "write", "flush"]);
+        assert_eq!(rig.on_disk()[..3 * SECTOR], [5; 3 * SECTOR]);
     }
 
     fn e08_after_a_failed_flush_none_succeeds_until_the_reset(engine) {
-        let (rig, script) = scripted(Builder::new(engine));
-        *script.failing_flushes.lock().unwrap() = 1;
+        let (rig, script) = scripted::start(Builder::new(engine));
+        script.fail("flush", libc::EIO, 1);
         assert_eq!(rig.write(0, &[7; SECTOR]), OK);
 
         assert_eq!(rig.flush(), IOERR);
@@ -166,9 +160,9 @@ on_each_engine! {
     }
 
     fn e08_a_failed_flush_concerns_all_queues_until_all_are_reset(engine) {
-        let (mut first, script) = scripted(Builder::new(engine).config(|config| config.queues = Some(2)));
+        let (mut first, script) = scripted::start(Builder::new(engine).config(|config| config.queues = Some(2)));
         let mut second = Builder::new(engine).lane(1).start_device(Arc::clone(&first.disk));
-        *script.failing_flushes.lock().unwrap() = 1;
+        script.fail("flush", libc::EIO, 1);
 
         assert_eq!((first.flush(), second.flush()), (IOERR, IOERR));
 

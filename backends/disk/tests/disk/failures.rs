@@ -2,11 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
-use virtio_disk::{Access, Image, ImageError};
+use testkit::device::eventually;
+use testkit::driver::Descriptor;
+use virtio_disk::{Access, EngineKind, Image, ImageError};
 
-use crate::harness::{Builder, IOERR, OK, Rig, SECTOR};
+use crate::harness::{Builder, DATA, IOERR, OK, Rig, SECTOR, kind, pattern, segment};
 use crate::on_each_engine;
+use crate::scripted;
 
 on_each_engine! {
     fn e07_reading_what_was_cut_off_under_us_is_an_error_of_the_request(engine) {
@@ -36,6 +40,73 @@ on_each_engine! {
         assert_eq!(statuses[0], OK);
         rig.assert_alive();
         drop(rig);
+    }
+
+    fn e07_whatever_the_host_says_it_is_an_error_of_the_request_alone(engine) {
+        let (rig, script) = scripted::start(Builder::new(engine));
+        let errors = [
+            libc::EIO,
+            libc::ENOSPC,
+            libc::EFBIG,
+            libc::EDQUOT,
+            libc::EROFS,
+            libc::ESTALE,
+            libc::ETIMEDOUT,
+            libc::ENOMEM,
+            libc::EINVAL,
+            libc::EBADF,
+        ];
+        let one = segment(0, 8, 0);
+        for errno in errors {
+            for what in ["read", "write", "discard", "zeroes"] {
+                script.fail(what, errno, 1);
+            }
+            assert_eq!(rig.read(0, 1).status, IOERR, "{errno}");
+            assert_eq!(rig.write(0, &[1; SECTOR]), IOERR, "{errno}");
+            assert_eq!(rig.put(kind::DISCARD, 0, &one), IOERR, "{errno}");
+            assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &one), IOERR, "{errno}");
+            rig.assert_alive();
+        }
+        assert_eq!(rig.counter("host_failures"), 4 * errors.len() as u64);
+        assert_eq!(rig.on_disk(), pattern(256 * SECTOR, 1));
+    }
+
+    fn e07_storage_that_stalls_holds_up_its_own_requests_and_completes_them_when_it_is_back(engine) {
+        if engine != EngineKind::Plain {
+            // What stalls is the script; one engine is enough.
+            return;
+        }
+        let (rig, script) = scripted::start(Builder::new(engine));
+        script.stall();
+        for head in [0, 3, 6] {
+            rig.offer(head, &[
+                Descriptor::readable(rig.header(head, kind::IN, u64::from(head)), 16),
+                Descriptor::writable(DATA + u64::from(head) * 4096, SECTOR as u32),
+                Descriptor::writable(rig.status_byte(head), 1),
+            ]);
+        }
+        rig.kick();
+        eventually("all are asked for", || script.asked().len() == 3);
+        assert_eq!(rig.queue.used_idx(), 0);
+
+        script.unstall();
+
+        rig.queue.wait_used(3);
+        assert!([0, 3, 6].iter().all(|&head| rig.status(head) == OK));
+    }
+
+    fn a_disk_that_goes_away_is_flushed_once_when_nothing_is_in_flight_any_more(engine) {
+        for (read_only, flushes) in [(false, 1), (true, 0)] {
+            let (mut rig, script) = scripted::start(Builder::new(engine).config(|config| config.read_only = read_only));
+            assert_eq!(rig.read(0, 1).status, OK);
+            rig.stop();
+            let rig = rig.reset();
+            assert_eq!(script.closing_flushes.load(SeqCst), 0, "not at a reset");
+
+            drop(rig);
+
+            assert_eq!(script.closing_flushes.load(SeqCst), flushes);
+        }
     }
 
     fn e07_a_file_that_refuses_writes_is_an_error_of_the_request(engine) {

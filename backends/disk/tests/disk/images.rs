@@ -147,6 +147,23 @@ on_each_engine! {
 }
 
 #[test]
+fn a_block_device_can_have_larger_blocks_than_its_own_and_no_smaller_ones() {
+    let (_folder, path) = folder_with_image(1 << 20);
+    let Some(device) = LoopDevice::attach(&path) else { return };
+    let config = Config { block_size: Some(4096), ..Config::default() };
+    let disk = Disk::new(&config, Image::open(&device.0, Access::default()).unwrap()).unwrap();
+    assert_eq!(disk.plan().geometry.block_size, 4096);
+    drop(disk);
+
+    if Command::new("losetup").args(["--sector-size", "4096"]).arg(&device.0).status().unwrap().success() {
+        let image = Image::open(&device.0, Access::default()).unwrap();
+        let config = Config { block_size: Some(512), ..Config::default() };
+        let error = Disk::new(&config, image).err().unwrap().to_string();
+        assert!(error.contains("blocks of 4096 bytes and cannot have smaller ones"), "{error}");
+    }
+}
+
+#[test]
 fn a_block_device_that_is_claimed_is_refused() {
     let (_folder, path) = folder_with_image(1 << 20);
     let Some(device) = LoopDevice::attach(&path) else { return };

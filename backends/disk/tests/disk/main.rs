@@ -10,6 +10,7 @@
 #![allow(unreachable_pub, reason = "nothing outside could reach into a test")]
 
 mod harness;
+mod scripted;
 
 mod chains;
 mod commands;
@@ -20,7 +21,10 @@ mod durability;
 mod failures;
 mod formats;
 mod grants;
+mod holding;
 mod images;
 mod limits;
 mod model;
 mod neighbours;
+mod rates;
+mod resizing;
