@@ -1,6 +1,5 @@
 //! The table of windows, and the way an access takes through it.
 
-use std::collections::BTreeMap;
 use std::mem;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
@@ -33,14 +32,15 @@ pub enum Written {
 /// Windows of all spaces, and what answers in each.
 #[derive(Default)]
 pub struct Bus {
-    /// Keyed by space and first address; no two windows of a space overlap.
     windows: RwLock<Windows>,
     /// How many windows await their device.
     awaited: AtomicUsize,
     unclaimed: AtomicU64,
 }
 
-type Windows = BTreeMap<(Space, u64), Entry>;
+/// By space and first address; no two windows of a space overlap. A list, as it is searched at each access, changes
+/// hardly ever, and has some tens of entries.
+type Windows = Vec<Entry>;
 
 struct Entry {
     window: Window,
@@ -97,13 +97,14 @@ impl Bus {
     fn occupy(self: &Arc<Self>, window: Window, occupant: Occupant) -> Result<Claim, ClaimError> {
         let mut windows = self.change();
         // Windows do not overlap, so only the last to start before our end can reach into ours.
-        if let Some((_, below)) = windows.range(..=(window.space(), window.last())).next_back()
+        let place = windows.starting_until(window.space(), window.last());
+        if let Some(below) = place.checked_sub(1).and_then(|below| windows.get(below))
             && below.window.space() == window.space()
             && below.window.last() >= window.first()
         {
             return Err(ClaimError { wanted: window, taken: below.window });
         }
-        windows.insert(window.key(), Entry { window, occupant });
+        windows.insert(place, Entry { window, occupant });
         Ok(Claim { bus: Arc::clone(self), window })
     }
 
@@ -163,14 +164,28 @@ impl Bus {
 
 /// Looking windows up by address.
 trait At {
+    /// How many windows start at or below `addr`, or in a space before this.
+    fn starting_until(&self, space: Space, addr: u64) -> usize;
+
     /// The last window to start at or below `addr`: the only one that can hold it.
     fn at(&self, space: Space, addr: u64) -> Option<&Entry>;
+
+    /// Where a window is that was put in.
+    fn place_of(&self, window: Window) -> Option<usize>;
 }
 
 impl At for Windows {
+    fn starting_until(&self, space: Space, addr: u64) -> usize {
+        self.partition_point(|entry| entry.window.key() <= (space, addr))
+    }
+
     fn at(&self, space: Space, addr: u64) -> Option<&Entry> {
-        let (key, entry) = self.range(..=(space, addr)).next_back()?;
-        (key.0 == space).then_some(entry)
+        let entry = self.get(self.starting_until(space, addr).checked_sub(1)?)?;
+        (entry.window.space() == space).then_some(entry)
+    }
+
+    fn place_of(&self, window: Window) -> Option<usize> {
+        self.binary_search_by_key(&window.key(), |entry| entry.window.key()).ok()
     }
 }
 
@@ -184,7 +199,8 @@ impl Claim {
     /// returns, on this thread.
     pub fn fill(&self, device: Arc<dyn Device>) {
         let mut windows = self.bus.change();
-        let entry = windows.get_mut(&self.window.key());
+        let place = windows.place_of(self.window);
+        let entry = place.and_then(|place| windows.get_mut(place));
         let before = entry.map(|entry| mem::replace(&mut entry.occupant, Occupant::Device(device)));
         drop(windows);
         self.let_go(before);
@@ -201,7 +217,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let removed = self.bus.change().remove(&self.window.key());
+        let mut windows = self.bus.change();
+        let removed = windows.place_of(self.window).map(|place| windows.remove(place));
+        drop(windows);
         self.let_go(removed.map(|entry| entry.occupant));
     }
 }
