@@ -367,6 +367,31 @@ fn e14_an_image_is_locked_until_its_device_is_detached() {
 }
 
 #[test]
+fn a_guest_that_goes_on_without_its_device_finds_none_and_can_be_given_it_again() {
+    let worker = Running::start();
+    let image = image();
+    let id = disk_id(XVDA);
+    for _ in 0..2 {
+        worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+        worker.domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap());
+
+        assert_eq!(worker.order(&Order::Detach { id }, &[]), Answer::Detached { id, used: true });
+
+        let vcpu = worker.domain.xen.vcpu(0);
+        vcpu.write32(BASE_A + QUEUE_NOTIFY, 0);
+        vcpu.write32(BASE_A + STATUS, 0);
+        let registers = [MAGIC_VALUE, DEVICE_ID, STATUS, CONFIG].map(|register| vcpu.read32(BASE_A + register));
+        assert_eq!(registers, [u32::from_le_bytes(*b"virt"), 0, 0, 0]);
+        assert_eq!(worker.domain.memory.counts().live, 0);
+    }
+    // Elsewhere, too.
+    let place = Place { base: BASE_B, irq: 34 };
+    worker.tell(&Order::Reserve { id, place });
+    worker.attach(XVDA, BASE_B, &[image.as_fd()]);
+    assert_eq!(worker.domain.xen.vcpu(0).read32(BASE_B + DEVICE_ID), 2);
+}
+
+#[test]
 fn a_worker_that_is_told_to_stop_takes_its_devices_along() {
     let worker = Running::start();
     let image = image();

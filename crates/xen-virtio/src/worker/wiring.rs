@@ -41,7 +41,7 @@ pub(super) struct Guest {
 struct Held {
     _mapped: MappedWindow,
     claim: Claim,
-    /// The device in it; none before it is attached, and if there will be none.
+    /// The device in it; none before it is attached, if there will be none, and after it is gone.
     transport: Option<Arc<Transport>>,
 }
 
@@ -70,10 +70,12 @@ impl Guest {
     /// # Errors
     /// The window is taken or Xen refuses it; nothing of it stays behind.
     pub(super) fn reserve(&mut self, id: DeviceId, place: Place) -> anyhow::Result<()> {
-        if self.devices.contains_key(&id) {
-            bail!("The device is served already");
-        }
         let window = Window::new(Space::Mmio, place.base, WINDOW_BYTES).context("Its registers have no place")?;
+        match self.devices.get(&id) {
+            Some(Held { transport: Some(_), .. }) => bail!("The device is served already"),
+            Some(Held { transport: None, claim, .. }) if claim.window() == window => return Ok(()),
+            _ => drop(self.devices.remove(&id)),
+        }
         let claim = self.bus.reserve(window)?;
         let mapped = self.server.map(window)?;
         self.devices.insert(id, Held { _mapped: mapped, claim, transport: None });
@@ -130,15 +132,21 @@ impl Guest {
         }
     }
 
-    /// Takes away a device that has come to rest, and unmaps what was mapped for it. Says whether the guest had touched
-    /// it.
+    /// Takes away a device that has come to rest, closes what it had of the host, and unmaps what was mapped for it. Says
+    /// whether the guest had touched it. If it lives on, it finds no device in the window, as an access to none at all
+    /// would be its end.
     pub(super) fn remove(&mut self, id: DeviceId) -> bool {
         self.leave_the_dead();
-        let removed = self.devices.remove(&id);
+        let transport = self.devices.get_mut(&id).and_then(|held| held.transport.take());
+        match (&transport, self.devices.get(&id)) {
+            (Some(_), Some(held)) => held.claim.fill(Arc::new(Placeholder)),
+            _ => drop(self.devices.remove(&id)),
+        }
+        let was_used = transport.is_none_or(|transport| transport.was_touched());
         // Mappings do not know for which device they were made; the others map again what they need.
         self.caches.invalidate();
         self.unmap_stale();
-        removed.and_then(|held| held.transport).is_none_or(|transport| transport.was_touched())
+        was_used
     }
 
     /// Whether it has no device.
