@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 use smallvec::SmallVec;
 use vm_memory::VolatileSlice;
 
-use crate::{Access, chunk::Chunk, copied::Copies, grants::GrantedPages, look_aside::Pinned, scratch::Scratch};
+use crate::{Access, chunk::Chunk, copied::Copies, grants::GrantedPages, scratch::Scratch};
 
 /// A list of buffers in the form that `preadv` and io_uring take. Valid for as long as the [`Buffers`] it came from.
 pub type IoVecs = SmallVec<[libc::iovec; 2]>;
@@ -208,12 +208,12 @@ impl Buffers {
         !is_mapped && self.chunks.iter().all(|chunk| chunk.direct_io_capable())
     }
 
-    /// Adds memory at the end. What continues the last buffer becomes part of it.
-    pub(crate) fn push(&mut self, pinned: &Pinned<'_>) {
-        let (base, len) = (pinned.memory().ptr_guard_mut().as_ptr(), pinned.memory().len());
-        let same_chunk = self.chunks.last().is_some_and(|last| Arc::ptr_eq(last, pinned.chunk()));
+    /// Adds memory of a chunk at the end. What continues the last buffer becomes part of it.
+    pub(crate) fn push(&mut self, memory: VolatileSlice<'_>, chunk: &Arc<Chunk>) {
+        let (base, len) = (memory.ptr_guard_mut().as_ptr(), memory.len());
+        let same_chunk = self.chunks.last().is_some_and(|last| Arc::ptr_eq(last, chunk));
         if !same_chunk {
-            self.chunks.push(pinned.chunk().clone());
+            self.chunks.push(Arc::clone(chunk));
         }
         match self.iovecs.last_mut() {
             Some(last) if same_chunk && last.iov_base.addr() + last.iov_len == base.addr() => last.iov_len += len,

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "turns remembered host addresses back into slices; what they point into is held here")]
 
 use std::{
-    cell::{Cell, Ref, RefCell},
+    cell::{Cell, RefCell},
     ptr,
     sync::Arc,
 };
@@ -40,23 +40,6 @@ pub(crate) struct LookAside {
 struct Pins {
     held: [Option<Arc<Chunk>>; PLACES],
     displaced: Vec<Arc<Chunk>>,
-}
-
-/// Memory found, and the chunk it lies in.
-pub(crate) struct Pinned<'a> {
-    memory: VolatileSlice<'a>,
-    chunk: Ref<'a, Arc<Chunk>>,
-}
-
-impl<'a> Pinned<'a> {
-    pub(crate) fn memory(&self) -> VolatileSlice<'a> {
-        self.memory
-    }
-
-    /// Keep a clone of it for as long as the memory is used beyond the borrow.
-    pub(crate) fn chunk(&self) -> &Arc<Chunk> {
-        &self.chunk
-    }
 }
 
 // SAFETY: the host addresses point into the chunks of `pins`, which go to the other thread with them, and chunks may be
@@ -97,12 +80,19 @@ impl LookAside {
         self.place(address).set(entry);
     }
 
-    /// Like [`find`](Self::find), with the chunk.
-    pub(crate) fn find_pinned(&self, address: u64, len: usize, generation: u64) -> Option<Pinned<'_>> {
+    /// Like [`find`](Self::find), for `take` to keep the chunk as long as it uses the memory beyond the borrow.
+    #[inline]
+    pub(crate) fn find_pinned<T>(
+        &self,
+        address: u64,
+        len: usize,
+        generation: u64,
+        take: impl FnOnce(VolatileSlice<'_>, &Arc<Chunk>) -> T,
+    ) -> Option<T> {
         let memory = self.find(address, len, generation)?;
         let pins = self.pins.borrow();
-        let chunk = Ref::filter_map(pins, |pins| pins.held.get(place_of(address))?.as_ref()).ok()?;
-        Some(Pinned { memory, chunk })
+        let chunk = pins.held.get(place_of(address))?.as_ref()?;
+        Some(take(memory, chunk))
     }
 
     /// Lets go of what is not of this generation.

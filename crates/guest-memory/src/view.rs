@@ -237,16 +237,18 @@ impl View {
         self.check_bounds(address, len)?;
         let (mut address, mut left) = (address, len);
         while left > 0 {
-            let pinned = match self.look_aside.find_pinned(address, left, self.cache.generation()) {
-                Some(pinned) => self.hit(pinned),
-                None => {
-                    let generation = self.fill(address)?;
-                    self.look_aside.find_pinned(address, left, generation).ok_or(AccessError::Hole { address })?
-                }
+            let mut pin = |generation| {
+                self.look_aside.find_pinned(address, left, generation, |memory, chunk| {
+                    buffers.push(memory, chunk);
+                    memory.len()
+                })
             };
-            buffers.push(&pinned);
-            left -= pinned.memory().len();
-            address = address.wrapping_add(pinned.memory().len() as u64);
+            let pinned = match pin(self.cache.generation()) {
+                Some(pinned) => self.hit(pinned),
+                None => pin(self.fill(address)?).ok_or(AccessError::Hole { address })?,
+            };
+            left -= pinned;
+            address = address.wrapping_add(pinned as u64);
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
-/// Walks the chain that `request` was cleared for, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
+/// Walks the chain whose head `request` has, and nothing else of, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
 pub(crate) fn resolve(
     request: &mut Request,
     mut table: Table,

@@ -37,15 +37,14 @@ impl Request {
         Self(Box::default())
     }
 
-    /// Makes it one of nothing, for the chain that begins at `head`; keeps its allocations.
+    /// Makes it one of nothing again; keeps its allocations.
     #[inline]
-    pub(crate) fn clear(&mut self, head: u16) {
-        let Chain { readable, writable, pieces, readable_descriptors, .. } = &mut *self.0;
+    pub(crate) fn clear(&mut self) {
+        let Chain { head: _, readable, writable, pieces, readable_descriptors } = &mut *self.0;
         readable.clear();
         writable.clear();
         pieces.clear();
         *readable_descriptors = 0;
-        self.0.head = head;
     }
 
     /// Index of the chain's first descriptor: below the queue's size, unique among those in flight.

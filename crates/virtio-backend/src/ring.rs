@@ -228,7 +228,7 @@ impl Ring {
             return self.nothing_there();
         };
         let mut request = self.spare.pop().unwrap_or_else(Request::new);
-        request.clear(u16::from_le(head));
+        request.head = u16::from_le(head);
         let table = Table { start: self.queue.desc_table(), len: self.queue.size() };
         // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
         // what a device says there fits its largest queue, and that is what holds.
@@ -267,7 +267,7 @@ impl Ring {
 
     /// Lets go of a request's memory, and keeps the rest for one to come.
     fn recycle(&mut self, mut request: Request) {
-        request.clear(0);
+        request.clear();
         if self.spare.len() < usize::from(self.queue.size()) {
             self.spare.push(request);
         }
