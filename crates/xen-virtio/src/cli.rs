@@ -67,9 +67,10 @@ pub enum Command {
     /// Serve one device on a vhost-user socket, to QEMU or any other VMM, without Xen
     ///
     /// Serves one front-end after the other, until it is stopped by SIGTERM or SIGINT; then it takes away what it made: the
-    /// socket, and whatever the device has on the host. Needs no more rights than the device's end on the host does. Exit
-    /// code: 0 stopped, 1 the device or the socket cannot be opened, 2 it was called wrongly, or something serves on that
-    /// socket already.
+    /// socket, and whatever the device has on the host. On SIGUSR1 a disk looks how large its image is now, and tries again
+    /// what it holds since the host failed it. Needs no more rights than the device's end on the host does. Exit code: 0
+    /// stopped, 1 the device or the socket cannot be opened, 2 it was called wrongly, or something serves on that socket
+    /// already.
     ///
     /// Who may connect is who may write to the socket's name. A socket that is made here gets its permissions from the
     /// umask: under 022 it is for this user and root, under 007 for its group as well. One of systemd's has what its unit

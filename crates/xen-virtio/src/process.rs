@@ -29,6 +29,38 @@ impl StopSignals {
     }
 }
 
+/// SIGUSR1, caught.
+pub(crate) struct UserSignal(Signal);
+
+impl UserSignal {
+    /// Catches it, as [`StopSignals::catch`] does its own.
+    ///
+    /// # Errors
+    /// The host does not allow it.
+    pub(crate) fn catch() -> io::Result<Self> {
+        signal(SignalKind::user_defined1()).map(Self)
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
+/// Has a write beyond the limit of file sizes (RLIMIT_FSIZE, systemd's LimitFSIZE=) fail like any other. By default the
+/// kernel ends the process, and with it all devices of a guest. Where that cannot be had, so it is.
+pub(crate) fn survive_file_size_limit() {
+    let catch = || -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let _in_runtime = runtime.enter();
+        // A signal that was caught once stays so until the process ends; that it came is no news, as the write fails.
+        signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)
+    };
+    if let Err(error) = catch() {
+        tracing::warn!(name: "process.signals", %error, "A limit of file sizes, if there is one, ends this process");
+    }
+}
+
 /// Raises the limit of open descriptors as far as we are let: a socket device may have a thousand connections. Where that
 /// fails, fewer do.
 pub(crate) fn allow_descriptors() {

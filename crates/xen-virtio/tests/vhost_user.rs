@@ -193,6 +193,43 @@ fn by_shell(script: &str, kind: &str, arguments: &[&str]) -> Command {
 }
 
 #[test]
+fn e13_a_daemon_looks_at_its_image_again_when_it_is_told_to() {
+    let place = Place::new();
+    let daemon = place.serve_disk();
+    let sectors = || u64::from_le_bytes(look(&place.socket()).config);
+    File::options().write(true).open(place.path("image")).unwrap().set_len(2 << 20).unwrap();
+    assert_eq!(sectors(), 2048);
+
+    kill_process(Pid::from_child(&daemon.0), Signal::USR1).unwrap();
+
+    let deadline = Instant::now() + PATIENCE;
+    while sectors() != 4096 {
+        assert!(Instant::now() < deadline, "it should have looked");
+    }
+    daemon.assert_stops_cleanly();
+}
+
+#[test]
+fn e07_the_limit_of_file_sizes_does_not_end_a_daemon() {
+    let place = Place::new();
+    let daemon = place.serve_disk();
+    kill_process(Pid::from_child(&daemon.0), Signal::XFSZ).unwrap();
+    daemon.assert_stops_cleanly();
+}
+
+#[test]
+fn e14_two_daemons_cannot_have_one_image() {
+    let place = Place::new();
+    let _first = place.serve_disk();
+    let socket = format!("--socket={}", place.path("other.sock").display());
+
+    let (code, _, log) = outcome(command("disk", &[&socket, &place.image_key()]));
+
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("is in use"), "{log}");
+}
+
+#[test]
 fn a_disk_is_served_to_one_front_end_after_the_other() {
     let place = Place::new();
     let daemon = place.serve_disk();

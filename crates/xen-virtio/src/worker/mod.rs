@@ -28,7 +28,7 @@ use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
 use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
-use crate::process::allow_descriptors;
+use crate::process::{allow_descriptors, survive_file_size_limit};
 use crate::protocol::{Answer, Order, VERSION};
 pub use caches::GuestPages;
 use errands::Errands;
@@ -44,6 +44,7 @@ pub fn run() -> Result<(), Failure> {
     // The kernel has named us "exe", after /proc/self/exe; a worker without a name of its own serves as well.
     let _ = rustix::thread::set_name(c"xen-virtio");
     allow_descriptors();
+    survive_file_size_limit();
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
