@@ -11,7 +11,7 @@ use imago::{DenyImplicitOpenGate, FormatDriverBuilder};
 use super::contents::{Access, Contents, fenced};
 use super::header::Header;
 use super::ordered::Ordered;
-use super::{Format, FormatError, layout};
+use super::{Format, FormatError, layout, refcounts};
 use crate::engine::Engine;
 use crate::engine::pool::Pool;
 use crate::request::SECTOR_SIZE;
@@ -109,7 +109,14 @@ impl Layer {
             }
             _ => {}
         }
-        layout::check(&tables, &header).map_err(|source| FormatError::Layout { image: image(), source })?;
+        let damaged = |source| FormatError::Layout { image: image(), source };
+        let found = layout::check(&tables, &header).map_err(damaged)?;
+        if writable {
+            let mended = refcounts::mend(&tables, &header, &found).map_err(damaged)?;
+            if mended > 0 {
+                tracing::warn!(name: "disk.mended", image = name, mended, "Counted tables that the last host did not");
+            }
+        }
         // imago would keep data in another file only if the header said so, which it does not: both are views of one.
         let builder = Qcow2::builder(tables).write(writable).data_file(Some(data));
         let builder = builder.backing(below.map(|below| below.access));

@@ -6,8 +6,8 @@
 //! - Nothing here runs where an image is opened. It is parsed where its guest's devices are, without rights: a broken
 //!   image costs its guest.
 //! - Headers and tables are checked here before imago sees them ([`header`], [`layout`]), what imago writes is kept in
-//!   an order that survives a power cut ([`ordered`]), and should it panic, its image fails and nothing else
-//!   ([`contents`]).
+//!   an order that survives a power cut ([`ordered`], [`refcounts`]), and should it panic, its image fails and nothing
+//!   else ([`contents`]).
 
 mod contents;
 mod error;
@@ -15,6 +15,11 @@ mod header;
 mod image;
 mod layout;
 mod ordered;
+mod refcounts;
+#[cfg(test)]
+mod tests {
+    mod power;
+}
 
 use std::path::PathBuf;
 
