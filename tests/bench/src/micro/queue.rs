@@ -101,6 +101,7 @@ impl Steps for PopPush {
         while let Some(request) = self.0.ring.pop().expect("the ring is well-formed") {
             self.0.ring.push(request, BLOCK + 1).expect("the ring is well-formed");
         }
+        self.0.ring.publish().expect("the ring is well-formed");
     }
 }
 
@@ -126,9 +127,10 @@ impl Steps for Disk {
         self.full.fill();
     }
 
-    /// What the page cache answers has come back when the worker returns.
+    /// What the page cache answers has come back when the worker returns; showing it to the driver is the lane's part.
     fn make(&mut self) {
         let rings = std::slice::from_mut(&mut self.full.ring);
         self.worker.work(Wake::Queue(0), rings).expect("the disk works");
+        self.full.ring.publish().expect("the ring is well-formed");
     }
 }
