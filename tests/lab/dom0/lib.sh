@@ -222,6 +222,24 @@ in_guest() {
     [ -z "$in_guest_output" ] || echo "$in_guest_output"
 }
 
+# fio_writes COUNTER DEVICE: waits until start_fio in a guest has moved a megabyte more, by this
+# counter of bytes.
+fio_writes() {
+    fio_counter=$1 fio_device=$2 fio_before=$(counter "$1" "$2")
+    wait_until 120 fio_has_written || fail "fio does not go on: $(xen-virtio list)"
+}
+
+fio_has_written() { [ "$(counter "$fio_counter" "$fio_device")" -gt $((fio_before + 1000000)) ]; }
+
+# fio_ends_well GUEST: ends start_fio there, and looks whether it read all that it had written.
+fio_ends_well() {
+    in_guest "$1" 'touch /tmp/enough'
+    wait_until 240 fio_has_ended "$1" || fail "fio does not end: $(xen-virtio list)"
+    in_guest "$1" '[ -e /tmp/verified ] || { cat /tmp/fio && false; }'
+}
+
+fio_has_ended() { ask "$1" '[ -e /tmp/fio-ended ]'; }
+
 is_listed() { xl list "$1" >/dev/null 2>&1; }
 is_gone() { ! is_listed "$1"; }
 

@@ -51,7 +51,7 @@ guest_obey() {
     while read -r command </dev/console && [ "$command" != end ]; do
         (eval "$command") </dev/null >/tmp/answer 2>&1
         status=$?
-        sed 's/^/@ output /' /tmp/answer
+        awk '{ print "@ output " $0 }' /tmp/answer
         say "answer $status"
     done
 }
@@ -66,6 +66,26 @@ sum_of() { sha256sum "$1" | cut -d ' ' -f 1; }
 sum_of_files() { (cd "$1" && find . -type f | sort | xargs sha256sum | sha256sum); }
 
 drop_caches() { echo 3 >/proc/sys/vm/drop_caches; }
+
+# start_fio DISK: writes the disk and verifies it, again and again until there is /tmp/enough; leaves
+# /tmp/verified if all was read as it had been written.
+start_fio() {
+    rm -f /tmp/enough /tmp/verified /tmp/fio-ended
+    verify_again_and_again "$1" >/dev/null 2>&1 &
+}
+
+verify_again_and_again() {
+    round=0
+    while fio --name=verify --filename="/dev/$1" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=16k --size=8m \
+        --randseed="$round" --verify=crc32c --do_verify=1 --verify_fatal=1 --eta=never --output=/tmp/fio; do
+        round=$((round + 1))
+        if [ -e /tmp/enough ]; then
+            touch /tmp/verified
+            break
+        fi
+    done
+    touch /tmp/fio-ended
+}
 
 # echo_of COMMAND: a megabyte through the command comes back as it was.
 echo_of() {

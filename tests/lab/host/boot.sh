@@ -16,6 +16,7 @@ build_lab() {
         if has_flask; then build_driver_domain; fi
     done
     build_program
+    if [[ -n $wanted_revision ]]; then build_revision; fi
     release_cache
     sort -u -o "$packages_file" "$packages_file"
     for series in "$@"; do
@@ -45,6 +46,7 @@ fill_share() {
     ln "$kernel_image" "$share/Image"
     if [[ $wants_linux == yes ]]; then ln "$own_kernel_image" "$share/Image-own"; fi
     ln "$program" "$share/xen-virtio"
+    if [[ -n $wanted_revision ]]; then install -D "$revision_program" "$share/base/xen-virtio"; fi
     cp -r "$lab/dom0" "$lab/backend" "$lab/cases" "$share/"
     for name in guest guest-fio guest-net guest-all; do
         { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
@@ -97,7 +99,7 @@ watch() {
     return "$status"
 }
 
-# What Dom0 runs: Debian's kernel, or build_linux's.
+# What Dom0 runs: Debian's kernel, or build_linux's. Its second CPU is off until a case puts it on.
 dom0_kernel=$kernel_image
 
 boot() {
@@ -107,8 +109,8 @@ boot() {
         -machine virt,virtualization=on,gic-version=3 -cpu cortex-a57 -m 6144 \
         -display none -serial stdio -monitor none -net none -no-reboot \
         -kernel "$xen_image" \
-        -append "dom0_mem=1536M dom0_max_vcpus=1 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
-        -device "guest-loader,addr=0x49000000,kernel=$dom0_kernel,bootargs=console=hvc0 rdinit=/init quiet lab.script=$script" \
+        -append "dom0_mem=1536M dom0_max_vcpus=2 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
+        -device "guest-loader,addr=0x49000000,kernel=$dom0_kernel,bootargs=console=hvc0 rdinit=/init quiet maxcpus=1 lab.script=$script" \
         -device "guest-loader,addr=0x50000000,initrd=$dom0_initrd" \
         -fsdev "local,id=lab,path=$share,security_model=none" \
         -device virtio-9p-device,fsdev=lab,mount_tag=lab \

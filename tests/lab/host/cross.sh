@@ -12,8 +12,11 @@ vhost_device_rng=$cache/vhost-device-rng-0.1.0
 
 build_program() {
     say "building xen-virtio for arm64"
-    cross_cargo "$out/build/cargo-build.log" build --target-dir "$out/cargo" --release --locked -p xen-virtio
+    build_program_in "$out/cargo" "$out/build/cargo-build.log"
 }
+
+# build_program_in TARGET-DIRECTORY LOG: of the sources in $repo.
+build_program_in() { cross_cargo "$2" build --target-dir "$1" --release --locked -p xen-virtio; }
 
 build_vhost_device_rng() { make_dir_once "$vhost_device_rng" install_crate; }
 

@@ -20,7 +20,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 # Loads what builds and boots the lab.
 load_parts() {
     local part
-    for part in apt xen linux rootfs driver-domain cross boot; do
+    for part in apt xen linux rootfs driver-domain cross revision boot; do
         # shellcheck source=/dev/null
         source "$lab/host/$part.sh"
     done

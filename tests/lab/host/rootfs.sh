@@ -14,21 +14,21 @@ dom0_packages() {
     if has_foreign_backends; then printf '%s\n' virtiofsd qemu-utils; fi
 }
 
-guest_programs=(mke2fs e2fsck)
+guest_programs=(mke2fs e2fsck resize2fs)
 # What only some cases want, NAME: PROGRAM..., each in an initramfs guest-NAME. fio brings
 # 40 MB of libraries.
 guest_flavours=("fio: fio" "net: iperf3 socat rngtest" "all: fio iperf3 socat rngtest ethtool")
 dom0_programs() {
     printf '%s\n' xl xenstored xenconsoled xen-init-dom0 xenstore-{ls,read,write,rm,watch} strace
     printf '%s\n' mke2fs e2fsck iperf3 socat
-    if has_foreign_backends; then printf '%s\n' virtiofsd qemu-storage-daemon; fi
+    if has_foreign_backends; then printf '%s\n' virtiofsd qemu-storage-daemon qemu-{img,nbd}; fi
 }
 # On this Xen are the cases that want vhost-user backends of others.
 has_foreign_backends() { [[ $xen_version == 4.20 ]]; }
 
 guest_modules=(virtio_mmio virtio_pci virtio_blk virtio_net virtio_console virtio-rng virtiofs
-    vmw_vsock_virtio_transport xen-netfront ext4 crc32c_generic)
-dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-netback tun bridge loop ext4 crc32c_generic
+    vmw_vsock_virtio_transport xen-netfront xen-blkfront ext4 crc32c_generic)
+dom0_modules=(xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc xen-netback xen-blkback tun bridge loop ext4 crc32c_generic
     9p 9pnet_virtio virtio_mmio)
 
 # Unpacks packages, given first, into the directory given last.
