@@ -31,10 +31,18 @@ pub struct Chain {
     pub(crate) readable_descriptors: usize,
 }
 
+/// Descriptors of a chain for which nothing is allocated in the long run.
+const SMALL: usize = 64;
+
 impl Request {
     /// One of nothing yet.
     pub(crate) fn new() -> Self {
         Self(Box::default())
+    }
+
+    /// Whether it takes little memory: a driver must not fill a ring's spare requests with what its longest chains took.
+    pub(crate) fn is_small(&self) -> bool {
+        self.pieces.capacity() <= SMALL
     }
 
     /// Makes it one of nothing again; keeps its allocations.

@@ -172,8 +172,8 @@ impl Ring {
         Ok(request)
     }
 
-    /// Tells apart what the driver did wrong from what only the mappings of the moment did not allow:
-    /// `virtio-queue` ends a chain silently in both cases.
+    /// Tells apart what the driver did wrong from what only the mappings of the moment did not allow: of the latter the
+    /// view knows.
     fn put_off_or_fail(&mut self, fault: GuestFault) -> Result<Option<Request>, Fault> {
         match self.view.take_failure().as_ref().or(fault.cause()) {
             Some(AccessError::Busy) => {
@@ -267,8 +267,8 @@ impl Ring {
 
     /// Lets go of a request's memory, and keeps the rest for one to come.
     fn recycle(&mut self, mut request: Request) {
-        request.clear();
-        if self.spare.len() < usize::from(self.queue.size()) {
+        if request.is_small() && self.spare.len() < usize::from(self.queue.size()) {
+            request.clear();
             self.spare.push(request);
         }
     }
