@@ -91,6 +91,10 @@ pub struct Config {
     pub iops: Option<Rate>,
     /// Bytes that it may move in a time, over all queues.
     pub bandwidth: Option<Rate>,
+    /// Of an NBD export: after how many seconds of silence a server that owes an answer is taken for dead; 0 is never.
+    pub answer_timeout: u32,
+    /// Of an NBD export: after how many seconds without a server requests fail; 0 is never.
+    pub reconnect_timeout: u32,
 }
 
 impl Default for Config {
@@ -110,6 +114,8 @@ impl Default for Config {
             on_error: OnError::default(),
             iops: None,
             bandwidth: None,
+            answer_timeout: 0,
+            reconnect_timeout: 0,
         }
     }
 }

@@ -160,6 +160,7 @@ impl Backend for Disk {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let mut pairs = self.shared.counters.snapshot().pairs();
+        pairs.extend(self.storage.counters());
         if let Some(hold) = &self.shared.hold {
             let (held, seconds) = hold.extent();
             pairs.extend([("held", held), ("held_seconds", seconds)]);

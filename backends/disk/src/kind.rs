@@ -12,6 +12,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::format::FormatImage;
 use crate::image::open_file;
+use crate::nbd::{self, AddressError, NbdError};
 use crate::{Access, Config, Disk, Format, FormatError, Image, ImageError, Plan, PlanError};
 
 /// How long an image may be in use by another before that is an error: a guest that reboots may find its former self's
@@ -31,6 +32,24 @@ pub enum DiskError {
     /// The image cannot be served in its format.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The image is meant as the address of an NBD export, and is none.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The export cannot be served.
+    #[error("The NBD export {image} cannot be served")]
+    Nbd {
+        /// Its address.
+        image: String,
+        /// Why not.
+        #[source]
+        source: NbdError,
+    },
+    /// The server is to know the format, not we.
+    #[error("The NBD export {image} is served as it is: let the server know its format (qemu-nbd --format=qcow2)")]
+    FormatOfExport {
+        /// Its address.
+        image: String,
+    },
     /// The configuration is impossible, or not with this image.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -55,6 +74,9 @@ impl Kind for Disk {
         if config.image.as_os_str().is_empty() {
             return Err(DiskError::NoImage);
         }
+        if nbd::kind::is_meant(config) {
+            nbd::kind::check(config)?;
+        }
         Ok(config.check()?)
     }
 
@@ -70,6 +92,9 @@ impl Kind for Disk {
     fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, DiskError> {
         Self::check(config)?;
         config.choose_queues(owner.vcpus);
+        if nbd::kind::is_meant(config) {
+            return nbd::kind::open(config);
+        }
         let access = config.access();
         let mut image = open_when_free(&config.image, access)?;
         if config.format == Format::Raw {
@@ -86,6 +111,9 @@ impl Kind for Disk {
     }
 
     fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, DiskError> {
+        if nbd::kind::is_meant(config) {
+            return Ok(Arc::new(Self::over(config, nbd::kind::make(config, descriptors)?)?));
+        }
         let (count, expected) = (descriptors.len(), 1 + config.backing.len());
         let mut files = descriptors.into_iter().map(File::from);
         match (config.format, files.next()) {

@@ -22,6 +22,7 @@ mod hold;
 mod image;
 mod kind;
 mod limits;
+pub mod nbd;
 mod request;
 mod resize;
 mod shared;

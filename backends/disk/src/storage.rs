@@ -34,6 +34,11 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// The host does not give what an engine needs.
     fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>>;
+
+    /// What it counts, beside what every disk counts: names in `snake_case`, since it was opened.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }
 
 /// The measures of a storage, in bytes.

@@ -11,7 +11,8 @@ use crate::model::Model;
 /// It is a disk, and has no image.
 pub(super) fn look_for(model: &Model) -> Result<(), String> {
     match model {
-        Model::Disk(config) => look_at(&config.image),
+        // To look for an export would be to take a connection from who uses it.
+        Model::Disk(config) if !virtio_disk::nbd::Address::is_meant(&config.image) => look_at(&config.image),
         _ => Ok(()),
     }
 }
