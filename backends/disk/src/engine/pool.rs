@@ -362,3 +362,118 @@ impl Drop for Pooled {
         self.shared.leave();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPAN: Span = Span { offset: 0, len: 512 };
+
+    /// Storage whose flushes wait until as many have come as it was made for, and whose discards panic.
+    #[derive(Default)]
+    struct Meeting {
+        wanted: usize,
+        there: Mutex<usize>,
+        all_there: Condvar,
+    }
+
+    impl Blocking for Meeting {
+        fn read(&self, _offset: u64, _into: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _offset: u64, _from: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            let mut there = self.there.lock().unwrap();
+            *there += 1;
+            self.all_there.notify_all();
+            drop(self.all_there.wait_while(there, |there| *there < self.wanted).unwrap());
+            Ok(())
+        }
+
+        fn discard(&self, _span: Span) -> io::Result<()> {
+            panic!("as a bug would");
+        }
+
+        fn write_zeroes(&self, _span: Span, _may_unmap: bool) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    fn run(engine: &mut Pooled, ops: Vec<Op>) -> Vec<(u16, bool)> {
+        let count = ops.len();
+        for (tag, op) in (0..).zip(ops) {
+            engine.submit(tag, op).unwrap();
+        }
+        let mut ended = Vec::new();
+        while ended.len() < count {
+            engine.wait().unwrap();
+            ended.extend(std::iter::from_fn(|| engine.reap()).map(|done| (done.tag, done.result.is_ok())));
+        }
+        ended.sort_unstable();
+        ended
+    }
+
+    #[test]
+    fn as_many_operations_as_there_may_be_helpers_run_at_a_time() {
+        let pool = Pool::new(Meeting { wanted: HELPERS, ..Meeting::default() }, "test");
+        let mut engine = pool.open_engine(true, 64).unwrap();
+        let ended = run(&mut engine, (0..40).map(|_| Op::Flush).collect());
+        assert_eq!(ended, (0..40).map(|tag| (tag, true)).collect::<Vec<_>>());
+        assert!(pool.0.lock().helpers <= HELPERS);
+    }
+
+    #[test]
+    fn helpers_end_with_the_last_engine_and_come_back_for_the_next() {
+        let pool = Pool::new(Meeting::default(), "test");
+        for _ in 0..2 {
+            let mut engines = [pool.open_engine(true, 8).unwrap(), pool.open_engine(true, 8).unwrap()];
+            engines.iter_mut().for_each(|engine| assert_eq!(run(engine, vec![Op::Flush]), [(0, true)]));
+            let [first, second] = engines;
+            drop(first);
+            assert!(pool.0.lock().helpers > 0);
+            drop(second);
+            assert_eq!(pool.0.lock().helpers, 0);
+        }
+    }
+
+    #[test]
+    fn a_panic_or_an_error_is_that_of_one_operation() {
+        let pool = Pool::new(Meeting::default(), "test");
+        for helpers in [true, false] {
+            let mut engine = pool.open_engine(helpers, 8).unwrap();
+            let zeroes = Op::WriteZeroes { span: SPAN, may_unmap: false, stable: false };
+            let ended = run(&mut engine, vec![Op::Discard(SPAN), zeroes, Op::Flush]);
+            assert_eq!(ended, [(0, false), (1, false), (2, true)]);
+        }
+    }
+
+    #[test]
+    fn a_tag_is_in_use_until_it_is_reaped() {
+        let pool = Pool::new(Meeting::default(), "test");
+        let mut engine = pool.open_engine(true, 1).unwrap();
+        assert_eq!(engine.submit(1, Op::Flush).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        engine.submit(0, Op::Flush).unwrap();
+        assert_eq!(engine.submit(0, Op::Flush).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        while engine.reap().is_none() {
+            engine.wait().unwrap();
+        }
+        assert_eq!(engine.in_flight(), 0);
+        assert!(engine.submit(0, Op::Flush).is_ok());
+    }
+
+    /// An engine that is dropped with work under way waits for it.
+    #[test]
+    fn a_dropped_engine_has_let_go_of_everything() {
+        let pool = Pool::new(Meeting { wanted: 3, ..Meeting::default() }, "test");
+        let mut engine = pool.open_engine(true, 8).unwrap();
+        (0..3).for_each(|tag| engine.submit(tag, Op::Flush).unwrap());
+        engine.kick().unwrap();
+        let outbox = Arc::clone(&engine.outbox);
+        drop(engine);
+        assert_eq!(Arc::strong_count(&outbox), 1);
+    }
+}

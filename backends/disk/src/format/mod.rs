@@ -18,7 +18,9 @@ mod ordered;
 mod refcounts;
 #[cfg(test)]
 mod tests {
+    mod order;
     mod power;
+    mod tape;
 }
 
 use std::path::PathBuf;
