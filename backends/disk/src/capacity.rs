@@ -49,3 +49,29 @@ impl Capacity {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn e13_no_half_of_a_new_size_is_seen_before_the_generation_tells_of_it() {
+        let (capacity, told) = (Capacity::new(512), AtomicBool::new(false));
+        let (says, said) = mpsc::channel();
+        thread::scope(|scope| {
+            let before = capacity.change(1024, || {
+                let (capacity, told) = (&capacity, &told);
+                scope.spawn(move || says.send((capacity.shown(), told.load(Ordering::SeqCst))));
+                // Time for it to see what it must not.
+                thread::sleep(Duration::from_millis(20));
+                told.store(true, Ordering::SeqCst);
+            });
+            assert_eq!((before, said.recv().unwrap()), (512, (2, true)));
+        });
+    }
+}

@@ -227,6 +227,32 @@ mod tests {
     }
 
     #[test]
+    fn e14_an_image_has_one_writer_whatever_its_format_is_said_to_be() {
+        let image = image();
+        let raw = open(config(&image)).unwrap();
+
+        let error = open(Config { format: Format::Qcow2, ..config(&image) }).unwrap_err();
+        assert!(matches!(error, DiskError::Image(ImageError::InUse { .. })), "{error}");
+
+        let disk = Disk::make(&config(&image), raw).unwrap();
+        assert!(Image::open(image.path(), Access::default()).is_err());
+        drop(disk);
+        assert!(Image::open(image.path(), Access::default()).is_ok());
+    }
+
+    #[test]
+    fn queues_that_are_left_out_are_as_many_as_the_guest_has_vcpus_and_the_host_processors() {
+        let processors = thread::available_parallelism().map_or(1, usize::from).min(16).try_into().unwrap();
+        for (queues, vcpus, expected) in
+            [(None, 1, 1), (None, 0, 1), (None, u16::MAX, processors), (Some(7), 1, 7), (Some(1), 64, 1)]
+        {
+            let mut config = Config { queues, ..Config::default() };
+            config.choose_queues(vcpus);
+            assert_eq!(config.queues, Some(expected), "{queues:?} for {vcpus}");
+        }
+    }
+
+    #[test]
     fn only_a_disk_that_writes_has_its_image_for_itself() {
         let image = image();
         let config = config(&image);

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::thread;
 
 use testkit::driver::Descriptor;
+use virtio_disk::Geometry;
 
 use crate::harness::{Builder, DATA, IOERR, OK, Rig, SECTOR, UNSUPP, kind, pattern, segment};
 use crate::on_each_engine;
+use crate::scripted;
 
 const UNMAP: u32 = 1;
 
@@ -111,6 +113,16 @@ on_each_engine! {
             assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &bytes), IOERR, "zeroes {bytes:x?}");
         }
         assert_eq!(rig.on_disk(), pattern(256 * SECTOR, 1));
+    }
+
+    fn e05_a_discard_spans_no_more_than_the_storage_takes_and_zeroes_do(engine) {
+        let builder = Builder::new(engine);
+        let (disk, script) = scripted::disk_of(&builder, |geometry| Geometry { max_discard: 4096, ..geometry });
+        let rig = builder.start_device(Arc::new(disk));
+        assert_eq!(rig.put(kind::DISCARD, 0, &segment(0, 8, 0)), OK);
+        assert_eq!(rig.put(kind::DISCARD, 0, &segment(0, 9, 0)), IOERR);
+        assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(0, 9, 0)), OK);
+        assert_eq!(script.asked(), ["discard", "zeroes"]);
     }
 
     fn e05_flags_that_mean_nothing_are_unsupported(engine) {

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use virtio_backend::Backend;
-use virtio_disk::{Access, Cache, Config, Disk, EngineKind, Image};
+use virtio_disk::{Access, Cache, Config, Disk, EngineKind, Geometry, Image};
 
 use crate::harness::{Builder, SECTOR};
+use crate::scripted;
 
 const RO: u32 = 5;
 const BLK_SIZE: u32 = 6;
+const TOPOLOGY: u32 = 10;
 const FLUSH: u32 = 9;
 const CONFIG_WCE: u32 = 11;
 const MQ: u32 = 12;
@@ -163,6 +165,31 @@ fn discard_limits_are_the_storages_where_those_are_lower() {
     assert_eq!(config_u32(&disk(|_| {}), 36), sectors);
     let without = disk(|config| config.discard = false);
     assert_eq!((config_u32(&without, 36), config_u32(&without, 48)), (0, sectors));
+}
+
+#[test]
+fn what_the_storage_tells_of_itself_the_driver_is_told() {
+    let builder = Builder::new(EngineKind::Plain).config(|config| config.block_size = Some(512));
+    let (disk, _) = scripted::disk_of(&builder, |geometry| Geometry {
+        physical_block_size: 8192,
+        optimal_io_size: 65536,
+        alignment_offset: 3584,
+        discard_granularity: 16384,
+        max_discard: 1 << 20,
+        ..geometry
+    });
+    assert!(offers(&disk, TOPOLOGY));
+    assert_eq!(
+        config_u32(&disk, 24),
+        u32::from_le_bytes([4, 7, 16, 0]),
+        "exponent, alignment, at least so many blocks"
+    );
+    assert_eq!(config_u32(&disk, 28), 128, "blocks that it likes best");
+    assert_eq!((config_u32(&disk, 36), config_u32(&disk, 44)), (2048, 32), "sectors of a discard");
+    drop(disk);
+
+    let (disk, _) = scripted::disk_of(&builder, |geometry| Geometry { discard_granularity: 0, ..geometry });
+    assert!(!offers(&disk, DISCARD) && config_u32(&disk, 36) == 0);
 }
 
 #[test]

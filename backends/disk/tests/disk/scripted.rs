@@ -154,6 +154,7 @@ impl Engine for Scripted {
 /// A storage whose engines follow a script.
 struct ScriptedImage {
     image: Image,
+    geometry: Geometry,
     script: Arc<Script>,
 }
 
@@ -163,7 +164,7 @@ impl Storage for ScriptedImage {
     }
 
     fn geometry(&self) -> Geometry {
-        self.image.geometry()
+        self.geometry
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -186,10 +187,16 @@ impl Storage for ScriptedImage {
 
 /// A disk that follows a script.
 pub fn disk(builder: &Builder) -> (Disk, Arc<Script>) {
+    disk_of(builder, |geometry| geometry)
+}
+
+/// The same over a storage with other measures than its image's.
+pub fn disk_of(builder: &Builder, measure: impl FnOnce(Geometry) -> Geometry) -> (Disk, Arc<Script>) {
     let script = Arc::new(Script::new());
     std::fs::write(builder.path(), &builder.contents).unwrap();
     let image = Image::open(&builder.path(), builder.config.access()).unwrap();
-    let image = ScriptedImage { image, script: Arc::clone(&script) };
+    let geometry = measure(image.geometry());
+    let image = ScriptedImage { image, geometry, script: Arc::clone(&script) };
     (Disk::new(&builder.config, image).unwrap(), script)
 }
 
