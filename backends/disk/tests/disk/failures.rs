@@ -126,10 +126,10 @@ on_each_engine! {
 }
 
 /// A file system of two megabytes, unmounted at the end.
-struct TinyFs(tempfile::TempDir);
+pub struct TinyFs(tempfile::TempDir);
 
 impl TinyFs {
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -140,7 +140,7 @@ impl Drop for TinyFs {
     }
 }
 
-fn tiny_tmpfs() -> Option<TinyFs> {
+pub fn tiny_tmpfs() -> Option<TinyFs> {
     let folder = tempfile::tempdir().unwrap();
     let options = std::ffi::CString::new("size=2m").unwrap();
     match rustix::mount::mount("none", folder.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(&*options)) {
