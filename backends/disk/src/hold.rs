@@ -72,8 +72,7 @@ impl Hold {
         if is_first {
             tracing::error!(
                 name: "disk.held", image = self.image, %error,
-                "The host fails requests of the disk, which wait from now on: mend the storage, then `xen-virtio resume GUEST \
-                 DEVICE`; `xen-virtio list` shows how many wait"
+                "The host fails requests of the disk, which wait from now on: mend the storage, then `resume` the disk"
             );
         }
     }

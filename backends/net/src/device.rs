@@ -142,9 +142,7 @@ impl Backend for Net {
 
     fn operate(&self, operation: Operation) -> Result<(), String> {
         let Operation::Link { up } = operation else {
-            return Err(
-                "A network card has a cable to plug (`xen-virtio link`) and nothing to resize or resume".to_owned()
-            );
+            return Err("A network card has a cable to plug (`link`) and nothing to resize or resume".to_owned());
         };
         if self.shared.plug(up) {
             // Who is back may have been forgotten by the switches on the way, or be elsewhere.
