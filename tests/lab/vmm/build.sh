@@ -24,9 +24,19 @@ build_vmm() {
     export newer_qemu_sysroot=$sysroot
     make_native_sysroot "$dpdk_release" "${dpdk_packages[@]}"
     export dpdk_sysroot=$sysroot
+    { pack_scripts "$lab"/vmm/{guest,power-cut}.sh && pack_sync && cat "$out/guest-all.cpio"; } >"$vmm_initramfs"
     release_cache
-    { pack_scripts "$lab/vmm/guest.sh" && cat "$out/guest-all.cpio"; } >"$vmm_initramfs"
     build_daemons
+}
+
+# Prints an initramfs with a sync that takes files and directories, as busybox's does not.
+pack_sync() {
+    local sysroot root=$out/root-sync
+    rm -rf "$root"
+    make_sysroot coreutils
+    add_programs "$root" sync
+    pack "$root"
+    rm -rf "$root"
 }
 
 # make_native_sysroot RELEASE PACKAGE...: as make_sysroot, for programs that run on this machine.
@@ -40,9 +50,10 @@ make_native_sysroot() {
 build_daemons() {
     local kind program
     say "building xen-virtio for this machine"
-    (cd "$repo" && quietly "$out/build/cargo-build-native.log" cargo build --locked -p xen-virtio)
+    (cd "$repo" && quietly "$out/build/cargo-build-native.log" cargo build --locked -p xen-virtio -p power-cut)
     program=$(cd "$repo" && realpath "${CARGO_TARGET_DIR:-target}/debug/xen-virtio")
     mkdir -p "$vmm_programs"
+    ln -sfn "${program%/*}/power-cut" "$vmm_programs/power-cut"
     for kind in disk net console rng vsock; do
         ln -sfn "$program" "$vmm_programs/virtio-$kind"
     done
