@@ -45,9 +45,8 @@ pub enum Command {
     Link(Link),
     /// Let a guest know that its disk's image, or the volume behind it, has another size
     ///
-    /// Make the image larger first, with `truncate`, `lvextend` or `qemu-img resize`; then this. The guest's kernel sees the
-    /// new size at once, and its file systems grow when it is told so. Exit code: 0 the guest's disk is as large as its
-    /// image, 1 it cannot be.
+    /// Make the image larger first, with `truncate` or `lvextend`; then this. The guest's kernel sees the new size at once,
+    /// and its file systems grow when it is told so. Exit code: 0 the guest's disk is as large as its image, 1 it cannot be.
     Resize(Resize),
     /// Try again what a disk holds since its host failed it (`on_error = "hold"`)
     ///
