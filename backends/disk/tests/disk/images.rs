@@ -101,10 +101,10 @@ fn a_disk_to_write_needs_an_image_that_can_be_written() {
 }
 
 /// A loop device over a file, detached at the end.
-struct LoopDevice(PathBuf);
+pub struct LoopDevice(pub PathBuf);
 
 impl LoopDevice {
-    fn attach(file: &Path) -> Option<Self> {
+    pub fn attach(file: &Path) -> Option<Self> {
         let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
         match output {
             Ok(output) if output.status.success() => {

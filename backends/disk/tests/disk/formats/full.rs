@@ -1,10 +1,11 @@
-//! A file system that is full under an image (row E07).
+//! What an image may lie on: a file system that is full (row E07), a block device with room for it or without.
 
 use std::fs;
 
-use super::rig::{assert_clean, contents, create, qcow2, serve};
+use super::rig::{Place, assert_clean, contents, create, qcow2, serve};
 use crate::failures::tiny_tmpfs;
-use crate::harness::{IOERR, OK, SECTOR, pattern};
+use crate::harness::{IOERR, OK, SECTOR, kind, pattern, segment};
+use crate::images::LoopDevice;
 use crate::on_each_pool;
 
 /// Sectors of a write; a cluster.
@@ -39,5 +40,31 @@ on_each_pool! {
         fs::copy(&image, &copy).unwrap();
         let expected: Vec<u8> = (0..=fitted).flat_map(piece).collect();
         assert!(contents(&copy)[..expected.len()] == expected);
+    }
+
+    fn an_image_on_a_block_device_is_served_as_far_as_that_reaches(engine) {
+        let place = Place::on_disk();
+        let file = place.file("device");
+        fs::File::create(&file).unwrap().set_len(4 << 20).unwrap();
+        let Some(device) = LoopDevice::attach(&file) else { return };
+        create(&device.0, 64 << 20, "");
+        let rig = serve(&qcow2(&device.0), engine);
+        let piece = |number: usize| pattern(PIECE * SECTOR, number as u8);
+        let at = |number: usize| (number * PIECE) as u64;
+
+        // Part of a cluster, whose rest is zeroes.
+        assert_eq!(rig.write(at(500) + 3, &pattern(SECTOR, 7)), OK);
+        let fitted = (0..100).find(|&number| rig.write(at(number), &piece(number)) != OK).expect("4 MiB hold no 6 MiB");
+        assert!(fitted > 32, "{fitted}");
+        assert_eq!(rig.put(kind::DISCARD, 0, &segment(0, PIECE as u32, 0)), OK);
+        // What was given back is taken again.
+        assert_eq!(rig.write(at(fitted), &piece(fitted)), OK);
+        assert_eq!(rig.flush(), OK);
+        assert_eq!(rig.read(at(500), 8).data[3 * SECTOR..4 * SECTOR], pattern(SECTOR, 7));
+        assert_eq!(rig.read(at(500) + 4, 100).data, [0; 100 * SECTOR]);
+        assert!((1..=fitted).all(|number| rig.read(at(number), PIECE).data == piece(number)));
+        drop(rig);
+        assert_clean(&device.0);
+        drop(device);
     }
 }
