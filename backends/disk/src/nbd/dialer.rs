@@ -7,15 +7,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use virtio_backend::Bell;
+use virtio_backend::{Bell, count_failure};
 
 use super::dial::dial;
 use super::export::Export;
 use super::patient::Deadline;
+use super::shared::chain;
 use super::uri::Address;
 use super::{NbdError, handshake};
 
@@ -65,6 +67,7 @@ pub(super) struct Dialer(Arc<Desk>);
 struct Desk {
     orders: Mutex<Orders>,
     changed: Condvar,
+    failures: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Dialer {
     /// The host has no thread.
     pub(super) fn new(caller: Caller) -> io::Result<Self> {
         let orders = Orders { waiting: VecDeque::new(), strikes: 0, not_before: Instant::now(), closed: false };
-        let desk = Arc::new(Desk { orders: Mutex::new(orders), changed: Condvar::new() });
+        let desk = Arc::new(Desk { orders: Mutex::new(orders), changed: Condvar::new(), failures: AtomicU64::new(0) });
         let dialer = Self(Arc::clone(&desk));
         thread::Builder::new().name("nbd-dialer".to_owned()).spawn(move || desk.work(&caller))?;
         Ok(dialer)
@@ -128,6 +131,15 @@ impl Desk {
     fn work(&self, caller: &Caller) {
         while self.wait_for_an_order() {
             let outcome = caller.call();
+            if let Err(error) = &outcome
+                && let Some(failures) = count_failure(&self.failures)
+            {
+                let why = chain(error);
+                tracing::warn!(
+                    name: "disk.nbd_absent", image = %caller.address, why, failures,
+                    "The disk's NBD server is not to be reached"
+                );
+            }
             let mut orders = locked(&self.orders);
             match outcome {
                 Ok(connected) => {

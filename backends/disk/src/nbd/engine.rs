@@ -144,10 +144,11 @@ impl NbdEngine {
     fn look_into_slot(&mut self) -> io::Result<()> {
         match self.slot.take() {
             Some(Ok(connected)) => {
+                self.connect(connected)?;
                 self.shared.note_reconnect();
-                self.connect(connected)
+                Ok(())
             }
-            Some(Err(error)) if error.is_refusal() => {
+            Some(Err(error)) if error.is_for_good() => {
                 self.fail(&error);
                 Ok(())
             }
@@ -238,6 +239,7 @@ impl NbdEngine {
             self.shared.dialer.strike();
         }
         drop(connection);
+        self.listens = false;
         if self.life.lose_connection() {
             self.shared.note_doubt();
         }

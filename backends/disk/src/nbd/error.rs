@@ -85,12 +85,10 @@ pub enum NbdError {
 }
 
 impl NbdError {
-    /// Whether what is there now is not fit to take the requests that wait, so that they fail instead.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::Changed(_) | Self::Export { .. } | Self::NoExport { .. } | Self::Refused { .. } | Self::Unspoken(_)
-        )
+    /// Whether what is there now is another disk, so that requests fail instead of waiting for it. A server that does not
+    /// have the export may be about to.
+    pub(super) fn is_for_good(&self) -> bool {
+        matches!(self, Self::Changed(_) | Self::Export { .. })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the lanes of a disk over NBD share.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -39,6 +39,10 @@ pub(super) struct Shared {
     life: Mutex<Weak<Life>>,
     /// Lanes without a connection.
     down: AtomicUsize,
+    /// The log has that the server is gone, and not yet that it is back.
+    gone_told: AtomicBool,
+    /// The log has that requests fail.
+    failing_told: AtomicBool,
 }
 
 impl Shared {
@@ -58,6 +62,8 @@ impl Shared {
             spares: Mutex::new(connections),
             life: Mutex::default(),
             down: AtomicUsize::new(0),
+            gone_told: AtomicBool::new(false),
+            failing_told: AtomicBool::new(false),
         }
     }
 
@@ -87,9 +93,7 @@ impl Shared {
 
     /// A lane has one again, or has ended.
     pub(super) fn note_up(&self) {
-        if self.down.fetch_sub(1, SeqCst) == 1 {
-            tracing::info!(name: "disk.nbd_back", image = %self.address, "The disk's NBD server is reached again");
-        }
+        self.down.fetch_sub(1, SeqCst);
     }
 
     /// A connection that was in use has ended.
@@ -97,6 +101,7 @@ impl Shared {
         let losses = count_failure(&self.counters.nbd_losses);
         // The other lanes are about to find out the same. A server that comes and goes cannot fill the log either.
         if let Some(losses) = losses.filter(|_| self.down.load(SeqCst) == 0) {
+            self.gone_told.store(true, SeqCst);
             let why = chain(why);
             tracing::warn!(
                 name: "disk.nbd_gone", image = %self.address, why, losses,
@@ -108,6 +113,10 @@ impl Shared {
     /// A lost connection has a successor.
     pub(super) fn note_reconnect(&self) {
         self.counters.nbd_reconnects.fetch_add(1, SeqCst);
+        self.failing_told.store(false, SeqCst);
+        if self.down.load(SeqCst) == 0 && self.gone_told.swap(false, SeqCst) {
+            tracing::info!(name: "disk.nbd_back", image = %self.address, "The disk's NBD server is back");
+        }
     }
 
     pub(super) fn note_resent(&self, requests: usize) {
@@ -116,8 +125,10 @@ impl Shared {
 
     /// Requests fail from now on.
     pub(super) fn note_failing(&self, why: &NbdError) {
-        let why = chain(why);
-        tracing::error!(name: "disk.nbd_failing", image = %self.address, why, "Requests of the disk fail");
+        if !self.failing_told.swap(true, SeqCst) {
+            let why = chain(why);
+            tracing::error!(name: "disk.nbd_failing", image = %self.address, why, "Requests of the disk fail");
+        }
     }
 
     pub(super) fn note_doubt(&self) {
@@ -148,7 +159,7 @@ impl Drop for Shared {
 }
 
 /// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
