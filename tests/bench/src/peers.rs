@@ -59,17 +59,17 @@ const fn workload(
 
 /// What is compared.
 pub const WORKLOADS: [Workload; 7] = [
-    workload("read, depth 1", "r 1", Direction::Read, 1, 1),
-    workload("read, depth 32", "r 32", Direction::Read, 1, 32),
+    workload("read, depth 1", "read 1", Direction::Read, 1, 1),
+    workload("read, depth 32", "read 32", Direction::Read, 1, 32),
     Workload {
         name: "read, depth 32, no indirect",
-        short: "r 32 direct",
+        short: "read 32, no indirect",
         how: Use { queues: 1, depth: 32, direction: Direction::Read, indirect: false },
     },
-    workload("read, depth 128", "r 128", Direction::Read, 1, 128),
-    workload("read, 2 queues of 32", "r 2×32", Direction::Read, 2, 32),
-    workload("write, depth 1", "w 1", Direction::Write, 1, 1),
-    workload("write, depth 32", "w 32", Direction::Write, 1, 32),
+    workload("read, depth 128", "read 128", Direction::Read, 1, 128),
+    workload("read, 2 queues of 32", "read 2×32", Direction::Read, 2, 32),
+    workload("write, depth 1", "write 1", Direction::Write, 1, 1),
+    workload("write, depth 32", "write 32", Direction::Write, 1, 32),
 ];
 
 /// One round of one server.
@@ -94,6 +94,8 @@ pub struct Outcome {
     pub workload: &'static str,
     /// The same where there is little room.
     pub short: &'static str,
+    /// Requests in flight in each queue.
+    pub depth: u16,
     /// The server's name.
     pub server: &'static str,
     /// I/Os a second.
@@ -180,6 +182,7 @@ fn compare(servers: &[Server], workload: Workload, effort: Effort) -> Result<Vec
         Outcome {
             workload: workload.name,
             short: workload.short,
+            depth: workload.how.depth,
             server: server.kind().name(),
             iops: spread(|round| round.iops),
             cpu_us: spread(|round| round.cpu_us),
@@ -235,13 +238,16 @@ fn with_load<T>(
 }
 
 impl Report {
-    /// As a figure: bars of I/Os a second, and of the server's processor time for one.
+    /// As a figure: bars of I/Os a second, and of the server's processor time for one. Where one request is in flight at a
+    /// time, the kernel's part is so large that nothing could be told from bars.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn draw(&self, to: &Path) -> Result<()> {
         let panel = |title, unit, figure: fn(&Outcome) -> Spread| {
-            let of = |server: &'static str| self.outcomes.iter().filter(move |outcome| outcome.server == server);
+            let of = |server: &'static str| {
+                self.outcomes.iter().filter(move |outcome| outcome.server == server && outcome.depth > 1)
+            };
             let series = |footprint: &Footprint| Series {
                 name: footprint.server.to_owned(),
                 figures: of(footprint.server).map(figure).collect(),
@@ -252,7 +258,9 @@ impl Report {
         plot::bars(
             to,
             &[
-                panel("I/Os a second, 4 KiB, by depth", "thousands a second", |outcome| outcome.iops.scaled(0.001)),
+                panel("I/Os of 4 KiB a second, by requests in flight", "thousands a second", |outcome| {
+                    outcome.iops.scaled(0.001)
+                }),
                 panel("Processor time of an I/O", "microseconds", |outcome| outcome.cpu_us),
             ],
         )

@@ -106,7 +106,7 @@ fn draw(to: &Path, panels: &[Panel; 2], panel: impl Fn(&Panel, &Area<'_>) -> Res
 /// Axes that begin at zero and have room for all.
 fn axes<'a, 'b>(panel: &Panel, area: &'b Area<'a>, groups: Range<f64>) -> Result<Chart<'a, 'b>> {
     let figures = panel.series.iter().flat_map(|series| &series.figures);
-    let top = figures.map(|figure| figure.max).fold(0.0, f64::max) * 1.25;
+    let top = figures.map(|figure| figure.max).fold(0.0, f64::max) * 1.3;
     let mut chart = ChartBuilder::on(area)
         .caption(panel.title, (FONT, 16))
         .margin(10)

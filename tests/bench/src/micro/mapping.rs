@@ -13,6 +13,8 @@ const RAM_BYTES: usize = 64 << 20;
 /// Pins pages one after the other, by `stride` bytes.
 pub(super) struct Pins {
     view: View,
+    /// Used again and again, as a ring does it.
+    buffers: Buffers,
     next: u64,
     stride: u64,
     reach: u64,
@@ -33,7 +35,7 @@ impl Pins {
 
     fn new(budget: Budget, stride: u64, reach: u64) -> Result<Self> {
         let memory = PlainMemory::anonymous(&[(RAM, RAM_BYTES)]).context("Cannot make a guest's memory")?;
-        Ok(Self { view: View::new(MapCache::new(memory, budget)), next: 0, stride, reach })
+        Ok(Self { view: View::new(MapCache::new(memory, budget)), buffers: Buffers::new(), next: 0, stride, reach })
     }
 }
 
@@ -41,10 +43,9 @@ impl Steps for Pins {
     fn make(&mut self) {
         for _ in 0..BATCH {
             self.view.quiesce();
-            let mut buffers = Buffers::new();
             let piece = (GuestAddress(RAM + self.next), BLOCK);
-            self.view.pin(&[piece], Access::Write, &mut buffers).expect("memory of the guest's, and room for it");
-            drop(buffers);
+            self.view.pin(&[piece], Access::Write, &mut self.buffers).expect("memory of the guest's, and room for it");
+            self.buffers.clear();
             self.next = (self.next + self.stride) % self.reach;
         }
     }
