@@ -8,9 +8,13 @@ KINDS := disk net console rng vsock
 EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 # `make lab CASE="rw ext4"` runs these cases only, and so does `make vmm`.
 CASE ?=
+# `make soak`: seconds of search, different states of each disk after a power cut, and what chance starts from.
+SECONDS ?= 600
+STATES ?= 20000
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test check demo lab vmm bench bench-lab install clean
+.PHONY: help deps build test check demo lab vmm soak bench bench-lab install clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +46,10 @@ bench: deps ## Measure what it costs on this machine, beside other programs; one
 
 bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures; one part with CASE=grants
 	@tests/lab/bench $(CASE)
+
+soak: deps ## Search for what the tests do not find: SECONDS of drivers of any kind, then STATES of disks after power cuts
+	@tests/fuzz/soak $(SECONDS)
+	@STATES=$(STATES) SEED=$(SEED) ROUNDS=100 LIMIT=86400 tests/lab/vmm/run power-cut
 
 build: ## Build the program for this machine
 	$(CARGO) build --release -p xen-virtio

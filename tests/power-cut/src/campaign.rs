@@ -18,8 +18,10 @@ use crate::{Kept, Lie, Platter, Promises, Violation};
 /// Cuts that a thread makes in one walk through the log.
 const CUTS_A_WALK: usize = 100;
 
-/// Rounds of cuts at random points before it is said that the log has no more states.
-const ROUNDS: usize = 20;
+/// Cuts at random points that are made at a time, at least, and how often before it is said that the log has no more
+/// states.
+const CUTS_A_ROUND: usize = 500;
+const ROUNDS: usize = 50;
 
 /// States that are kept for people to look at; what is wrong with one is mostly wrong with many.
 const KEPT_STATES: usize = 5;
@@ -85,7 +87,7 @@ impl Campaign {
             if missing == 0 || shared.is_over() {
                 break;
             }
-            shared.make(points.anywhere(missing, &mut rng))?;
+            shared.make(points.anywhere(missing.max(CUTS_A_ROUND), &mut rng))?;
         }
         let (states, violations) = (shared.states(), shared.violations());
         if violations.is_empty() && states < self.states {

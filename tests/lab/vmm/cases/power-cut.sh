@@ -7,7 +7,7 @@
 states=${STATES:-5000}
 seed=${SEED:-1}
 # How often the guest does each of what it does.
-rounds=${ROUNDS:-20}
+rounds=${ROUNDS:-30}
 
 # The disks by their numbers in the log; the guest speaks by the first.
 disks=(voice cached through)
@@ -26,7 +26,7 @@ run_on_host() {
     # shellcheck disable=SC2016 # for the guest's shell
     in_guest 'for disk in vda vdb; do grep -qx "write back" /sys/block/$disk/queue/write_cache || exit 1; done'
     in_guest 'grep -qx "write through" /sys/block/vdc/queue/write_cache'
-    patience=300
+    patience=$((rounds * 20))
     in_guest ". /lab/cases/power-cut.sh && work $rounds"
     shut_down
     end_recording
