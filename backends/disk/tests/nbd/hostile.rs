@@ -5,6 +5,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use crate::disk::{buffer, config, eventually, offer, rig, wait_used};
 use crate::harness::{DATA, IOERR, OK, SECTOR, UNTOUCHED, kind, pattern};
 use crate::played::{Export, Played, READ, Request, Session};
@@ -388,4 +390,33 @@ fn requests_that_were_not_answered_have_no_status() {
     eventually("it is taken", || rig.counters.snapshot().requests == 1);
     assert_eq!(rig.status(0), UNTOUCHED);
     assert_eq!(rig.bytes(buffer(0), 4), [0; 4]);
+}
+
+/// A chunk for the request, or nearly: each part is right or anything.
+fn almost_a_chunk() -> impl Strategy<Value = (u16, u16, u64, u32, Vec<u8>)> {
+    let kind = prop_oneof![0..4u16, Just(1 << 15 | 1), Just(1 << 15 | 2), any::<u16>()];
+    let other_cookie = prop_oneof![9 => Just(0), 1 => any::<u64>()];
+    let offset = prop_oneof![START - 1..START + 4097, any::<u64>()];
+    let data = (offset, prop_oneof![0..20_usize, 0..5000_usize]);
+    let data = data.prop_map(|(offset, len)| at(offset, &pattern(len, 3)));
+    (0..4u16, kind, other_cookie, prop_oneof![9 => Just(0), 1 => any::<u32>()], data)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_that_a_server_sends_reaches_beyond_its_request(
+        chunks in prop::collection::vec(almost_a_chunk(), 1..12),
+    ) {
+        let act: Arc<Act> = Arc::new(move |server, request| {
+            for (flags, kind, cookie, length, data) in &chunks {
+                let length = (data.len() as u32).wrapping_add(*length);
+                server.chunk_of(*flags, *kind, request.cookie ^ cookie, length, data);
+            }
+            let _ = server.stream.shutdown(std::net::Shutdown::Both);
+        });
+        let (status, ..) = read_with(true, &act);
+        prop_assert!(status == OK || status == IOERR);
+    }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use virtio_disk::{Cache, Config};
+use virtio_backend::Operation;
+use virtio_disk::{Cache, Config, OnError};
 
 use crate::disk::{buffer, config, eventually, lane, make, offer, rig, wait_used};
 use crate::harness::{IOERR, OK, SECTOR, kind, pattern};
@@ -189,8 +190,6 @@ fn an_export_that_was_refused_and_is_right_again_is_taken() {
 
 #[test]
 fn a_larger_export_is_the_same_one() {
-    let server = coming_back_as(Export { size: (1 << 20) - 4096, ..Export::default() });
-    drop(server);
     let server = Played::new(
         |number| Export { size: if number == 0 { 1 << 19 } else { 1 << 20 }, ..Export::default() },
         |mut session, number| {
@@ -267,4 +266,23 @@ fn a_disk_can_be_made_of_a_server_that_is_away_when_the_guest_starts() {
     let rig = rig(&config(&server.image()));
     assert_eq!(rig.read(0, 1).status, OK);
     assert_eq!(served.load(SeqCst), 1);
+}
+
+#[test]
+fn a_request_that_has_waited_long_enough_can_be_held_until_the_operator_has_a_server() {
+    let Some(mut server) = Server::nbdkit(&["memory", "1M"]) else { return };
+    let rig = rig(&Config { reconnect_timeout: 1, on_error: OnError::Hold, ..config(&server.image("")) });
+    server.kill();
+    offer(&rig, 0, kind::IN, 0);
+    rig.kick();
+    eventually("it is held", || rig.counter("held") == 1);
+
+    server.begin();
+
+    // Until the connection is there, what is tried again is held again; meanwhile nothing is.
+    eventually("it is answered", || {
+        let _ = rig.disk.operate(Operation::Resume);
+        rig.queue.used_idx() == 1
+    });
+    assert_eq!(rig.status(0), OK);
 }
