@@ -33,7 +33,7 @@ impl Candidate {
     /// # Errors
     /// There is no such server or export, or it is no disk; the message says what to do.
     pub fn look(address: Address) -> Result<Self, NbdError> {
-        let (socket, export) = look(&address)?;
+        let (socket, export) = look(&address, Deadline::after(PATIENCE))?;
         Ok(Self { name: address.to_string(), address, export, sockets: vec![socket] })
     }
 
@@ -42,8 +42,9 @@ impl Candidate {
     /// # Errors
     /// The server does not take as many.
     pub fn into_sockets(mut self, lanes: u16) -> Result<Vec<OwnedFd>, NbdError> {
+        let deadline = Deadline::after(PATIENCE);
         while self.sockets.len() < usize::from(lanes) {
-            self.sockets.push(look(&self.address)?.0);
+            self.sockets.push(look(&self.address, deadline)?.0);
         }
         Ok(self.sockets)
     }
@@ -72,8 +73,7 @@ impl Storage for Candidate {
     }
 }
 
-fn look(address: &Address) -> Result<(OwnedFd, Export), NbdError> {
-    let deadline = Deadline::after(PATIENCE);
+fn look(address: &Address, deadline: Deadline) -> Result<(OwnedFd, Export), NbdError> {
     let socket = handshake::greet(dial(address, deadline)?, deadline)?;
     handshake::look(socket, &address.export, deadline)
 }
@@ -90,10 +90,10 @@ impl Nbd {
     /// # Errors
     /// The server is gone since, or the export has changed; there is no socket; the host has no thread.
     pub fn begin(address: Address, patience: Patience, sockets: Vec<OwnedFd>) -> Result<Self, NbdError> {
-        let several = sockets.len() > 1;
+        let (several, deadline) = (sockets.len() > 1, Deadline::after(PATIENCE));
         let mut connections = Vec::<Connected>::new();
         for socket in sockets {
-            let (socket, export) = handshake::begin(socket, &address.export, Deadline::after(PATIENCE))?;
+            let (socket, export) = handshake::begin(socket, &address.export, deadline)?;
             if let Some(first) = connections.first() {
                 export.replaces(&first.export, several)?;
             }
