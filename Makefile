@@ -12,6 +12,8 @@ CASE ?=
 SECONDS ?= 600
 STATES ?= 20000
 SEED ?= 1
+# What `make bench-lab` compares with: a revision as git names it.
+BASE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build test check demo lab vmm soak bench bench-lab install clean
@@ -44,8 +46,8 @@ bench: deps ## Measure what it costs on this machine, beside other programs; one
 	$(CARGO) build --release --quiet -p xen-virtio
 	$(CARGO) run --release --quiet -p xen-virtio-bench -- $(CASE)
 
-bench-lab: deps ## Count what one guest I/O costs, beside other backends' figures; one part with CASE=grants
-	@tests/lab/bench $(CASE)
+bench-lab: deps ## Count what one guest I/O costs, beside other backends and revision BASE (the last release); one part with CASE=disk
+	@BASE="$(BASE)" tests/lab/bench $(CASE)
 
 soak: deps ## Search for what the tests do not find: SECONDS of drivers of any kind, then STATES of disks after power cuts
 	@tests/fuzz/soak $(SECONDS)
