@@ -1,5 +1,6 @@
-# A disk whose image is a qcow2 file above a base. What the guest reads and writes is what qemu-img
-# finds. A broken image costs its own guest that disk, and nobody else anything.
+# Disks whose images are no raw files: a qcow2 file above a base that it shares, and an export of an
+# NBD server that is killed amid writes and started again. What the guest reads and writes is what
+# qemu-img finds. A broken image costs its own guest that disk, and nobody else anything.
 # shellcheck shell=sh
 
 dom0() {
@@ -7,23 +8,34 @@ dom0() {
     noise "$(new_disk base 24)" 24
     base_sum=$(sum_of /run/disks/base)
     check qemu-img create -q -f qcow2 -b /run/disks/base -F raw /run/disks/top.qcow2 32M
-    guest formats obey_with_disk
+    new_disk store 32
+    export_store
+    guest formats obey_with_disks
     with_fio formats
-    with_virtio formats 2
+    with_virtio formats 2 2
     entries formats <<END
 [[disk]]
 image = "/run/disks/top.qcow2"
 format = "qcow2"
 backing = [{ image = "/run/disks/base" }]
+
+[[disk]]
+image = "nbd+unix:///store?socket=$(socket nbd)"
 END
     create formats
     expect formats obeying 60
     layers
+    server_comes_back
     broken_image
     xen-virtio list
     tell formats end
     finish formats
+    end_all_backends
     image_is_sound
+}
+
+export_store() {
+    new_backend nbd qemu-nbd --persistent --shared=8 --export-name=store --format=raw --socket="$(socket nbd)" /run/disks/store
 }
 
 # The base shows where the guest has not written.
@@ -36,6 +48,18 @@ layers() {
     in_guest formats 'blkdiscard -o 25165824 -l 1048576 /dev/vda'
     in_guest formats 'drop_caches; sum_of /dev/vda' >/run/sum
     [ "$(sum_of /run/disks/base)" = "$base_sum" ] || fail "the base has changed"
+}
+
+server_comes_back() {
+    in_guest formats 'start_fio vdb'
+    fio_writes bytes_written disk1
+    end_backend nbd KILL
+    export_store
+    fio_writes bytes_written disk1
+    fio_ends_well formats
+    [ "$(counter nbd_reconnects)" -gt 0 ] || fail "xen-virtio list counts no reconnect"
+    [ "$(in_guest formats 'drop_caches; sum_of /dev/vdb')" = "$(sum_of /run/disks/store)" ] ||
+        fail "the image holds something else than the guest reads"
 }
 
 broken_image() {
@@ -65,7 +89,7 @@ image_is_sound() {
     [ "$(sum_of /run/disks/converted)" = "$(cat /run/sum)" ] || fail "qemu-img reads something else than the guest"
 }
 
-guest_obey_with_disk() {
-    need_disk vda
+guest_obey_with_disks() {
+    need_disk vdb
     guest_obey
 }
