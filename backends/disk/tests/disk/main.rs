@@ -11,6 +11,7 @@
 
 mod harness;
 mod scripted;
+mod steps;
 
 mod chains;
 mod commands;

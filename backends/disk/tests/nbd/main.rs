@@ -11,6 +11,8 @@
 #[allow(dead_code, reason = "what the tests of other images need besides")]
 #[path = "../disk/harness.rs"]
 mod harness;
+#[path = "../disk/steps.rs"]
+mod steps;
 
 mod disk;
 mod played;
