@@ -69,7 +69,7 @@ network() {
     killall iperf3
 
     # Ten thousand small files, and a tenth of them back, which is the slower way.
-    patience=150
+    patience=400
     mkdir -p /run/files
     for file in $(seq 10000); do echo "$file $file $file" >"/run/files/$file"; done
     tar -c -C /run files | socat -u - TCP-LISTEN:4000 &
