@@ -83,7 +83,7 @@ network() {
     find /run/files -type f ! -name '1???' -exec rm {} +
     diff -r /run/files /tmp/back >/run/differences || fail "files changed on the way back: $(head -n 3 /run/differences)"
     rm -rf /run/files /tmp/back
-    patience=60
+    patience=150
 }
 
 entropy() {

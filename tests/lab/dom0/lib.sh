@@ -198,7 +198,7 @@ tell() {
 
 # ask NAME COMMAND...: runs a line of shell in a guest whose part is "obey" and prints what it
 # says; false if it fails there. It may take as many seconds as patience says.
-patience=60
+patience=150
 ask() {
     ask_guest=$1 ask_before=$(answers "$1")
     shift
