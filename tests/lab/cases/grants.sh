@@ -64,7 +64,7 @@ END
 
 # What one side writes, the other reads, with O_DIRECT on both and with neither.
 disks() {
-    patience=200
+    patience=400
     for disk in "vda /mnt/direct direct" "vdb /run/disks/cached fsync"; do
         # shellcheck disable=SC2086 # a device, an image, a flag
         set -- $disk
@@ -72,7 +72,7 @@ disks() {
         in_guest grants "verify $1"
         [ "$(in_guest grants "drop_caches; sum_of /dev/$1")" = "$(sum_of "$2")" ] || fail "image $2 holds something else than the guest wrote"
     done
-    patience=60
+    patience=150
 }
 
 file_system() {

@@ -65,7 +65,7 @@ shared_directory() {
     in_guest foreign 'rm /mnt/tree/1/* && rmdir /mnt/tree/1'
     [ ! -e /run/shared/tree/1 ] || fail "what the guest removed is still there"
     in_guest foreign 'umount /mnt'
-    patience=60
+    patience=150
 }
 
 entropy() {
