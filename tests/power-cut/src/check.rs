@@ -23,15 +23,17 @@ const NOT_DONE: i32 = 16 | 32 | 128;
 /// What e2fsck may have to say of a file system that merely was in use: with one of these, and with nothing else, begins
 /// each line but the last.
 ///
-/// Where a file was being deleted, its inode is in the list of orphans for e2fsck to take from. What is free in all is
+/// Where a file was being deleted or cut, its inode is in the list of orphans for e2fsck to take from. What is free in all is
 /// in the superblock, which Linux writes when it unmounts; what is free in each group is under the journal's care, and
 /// has to be right. A commit block of two sectors that is torn ends the journal, as it should, for no flush had covered it;
 /// whether that transaction was durable after all is for the promises to tell.
-const WORDS_OF_A_CLEAN_ONE: [&str; 9] = [
+const WORDS_OF_A_CLEAN_ONE: [&str; 11] = [
     "e2fsck 1.",
     "Pass ",
     "disk: recovering journal",
     "disk: Clearing orphaned inode ",
+    "Clearing orphaned inode ",
+    "Truncating orphaned inode ",
     "Journal transaction ",
     "Free blocks count wrong (",
     "Free inodes count wrong (",
