@@ -2,7 +2,7 @@
 //!
 //! Bytes become a disk and the moves of its driver ([`moves`]): honest requests, and descriptors, tables, ring indexes,
 //! configuration writes and resets of any sort. The device's worker runs on the calling thread over memory and an image
-//! of its own ([`machine`]), and after each pass it is seen whether it kept to what any driver may expect ([`judge`]).
+//! of its own (`machine`), and after each pass it is seen whether it kept to what any driver may expect (`judge`).
 //!
 //! - Nothing panics, and nothing hangs.
 //! - A chain comes back exactly once, or the device needs a reset and the guest is to blame.
