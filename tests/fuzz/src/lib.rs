@@ -1,6 +1,6 @@
 //! Drivers of any kind against a real disk.
 //!
-//! Bytes become a disk and the moves of its driver ([`moves`]): honest requests, and descriptors, tables, ring indexes,
+//! Bytes become a disk and the moves of its driver (`moves`): honest requests, and descriptors, tables, ring indexes,
 //! configuration writes and resets of any sort. The device's worker runs on the calling thread over memory and an image
 //! of its own (`machine`), and after each pass it is seen whether it kept to what any driver may expect (`judge`).
 //!
