@@ -179,9 +179,8 @@ impl View {
     /// the first bytes, as many as the number says, which system calls may have written, and what else was written.
     pub fn copy_out<'a>(&self, requests: impl IntoIterator<Item = (&'a Buffers, usize)>) -> Result<(), AccessError> {
         let mut copies = Vec::new();
-        let requests = requests.into_iter().filter_map(|(buffers, written)| Some((buffers.copies()?, written)));
-        let mut requests = requests;
-        requests.try_for_each(|(pieces, written)| pieces.outward(written, &mut copies))?;
+        let mut copied = requests.into_iter().filter_map(|(buffers, written)| Some((buffers.copies()?, written)));
+        copied.try_for_each(|(pieces, written)| pieces.outward(written, &mut copies))?;
         self.copy(&copies)
     }
 

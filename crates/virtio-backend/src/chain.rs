@@ -2,6 +2,7 @@
 
 use guest_memory::{Access, View};
 use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
 
 use crate::request::Chain;
 use crate::{GuestFault, Request};
@@ -27,7 +28,16 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
-/// Walks the chain whose head `request` has, and nothing else of, checking it as §2.7.4 and §2.7.5 want it, and pins what it describes.
+/// The head that stands at `position` of the available ring (§2.7.6), counted modulo 2^16; `None` if it cannot be read.
+pub(crate) fn head_at(queue: &Queue, view: &View, position: u16) -> Option<u16> {
+    let slot = position.checked_rem(queue.size())?;
+    // Behind flags and index.
+    let at = queue.avail_ring().checked_add(4 + 2 * u64::from(slot))?;
+    view.get::<u16>(at).ok().map(u16::from_le)
+}
+
+/// Walks the chain whose head `request` has, and nothing else of, checking it as §2.7.4 and §2.7.5 want it, and pins what
+/// it describes.
 pub(crate) fn resolve(request: &mut Request, mut table: Table, view: &View, limits: Limits) -> Result<(), GuestFault> {
     let Chain { head, readable, writable, pieces, readable_descriptors } = &mut **request;
     let head = *head;
@@ -72,6 +82,11 @@ pub(crate) fn resolve(request: &mut Request, mut table: Table, view: &View, limi
 }
 
 impl Table {
+    /// A queue's own.
+    pub(crate) fn of(queue: &Queue) -> Self {
+        Self { start: queue.desc_table(), len: queue.size() }
+    }
+
     /// The table that a descriptor refers to (§2.7.5.3); `None` if its length is not that of one.
     fn indirect(descriptor: &Descriptor) -> Option<Self> {
         let bytes = usize::try_from(descriptor.len()).ok()?;
@@ -81,7 +96,7 @@ impl Table {
     }
 
     /// The descriptor of this index, if there is one and it can be read.
-    fn descriptor(&self, view: &View, index: u16) -> Option<Descriptor> {
+    pub(crate) fn descriptor(&self, view: &View, index: u16) -> Option<Descriptor> {
         let at = self.start.checked_add(DESCRIPTOR as u64 * u64::from(index)).filter(|_| index < self.len)?;
         view.get(at).ok()
     }

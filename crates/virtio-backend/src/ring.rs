@@ -15,7 +15,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
-use crate::chain::{Limits, Table, resolve};
+use crate::chain::{Limits, Table, head_at, resolve};
 use crate::heads::HeadSet;
 use crate::tables::{Ahead, look_ahead};
 use crate::{Fault, GuestFault, Request};
@@ -222,18 +222,13 @@ impl Ring {
         if position == self.available && !self.look_for_more(position)? {
             return self.nothing_there();
         }
-        let slot = u64::from(position) % u64::from(self.queue.size().max(1));
-        // Behind flags and index (§2.7.6). The ring was checked to lie in the address space.
-        let Ok(head) = self.view.get::<u16>(self.queue.avail_ring().wrapping_add(4 + 2 * slot)) else {
-            return self.nothing_there();
-        };
+        let Some(head) = head_at(&self.queue, &self.view, position) else { return self.nothing_there() };
         let mut request = self.spare.pop().unwrap_or_else(Request::new);
-        request.head = u16::from_le(head);
-        let table = Table { start: self.queue.desc_table(), len: self.queue.size() };
+        request.head = head;
         // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
         // what a device says there fits its largest queue, and that is what holds.
         let limits = Limits { descriptors: self.queue.max_size().into(), bytes: self.max_chain_bytes };
-        resolve(&mut request, table, &self.view, limits)?;
+        resolve(&mut request, Table::of(&self.queue), &self.view, limits)?;
         self.queue.set_next_avail(position.wrapping_add(1));
         Ok(Some(request))
     }

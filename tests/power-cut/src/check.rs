@@ -46,14 +46,13 @@ const TORN: &str = " was corrupt, replay was aborted.";
 
 /// What it may have to say then besides: it leaves the list of orphans alone, and so meets the files that were being deleted
 /// as inodes without a name, and their blocks as nobody's.
-const WORDS_OF_A_TORN_ONE: [&str; 7] = [
+const WORDS_OF_A_TORN_ONE: [&str; 6] = [
     "Deleted inode ",
     "Inodes that were part of a corrupted orphan linked list found.",
     "Inode bitmap differences: ",
     "Block bitmap differences: ",
     "Free blocks count wrong for group #",
     "Free inodes count wrong for group #",
-    "Fix? yes",
 ];
 
 /// Why a state is not what it should be, in words.
