@@ -84,6 +84,11 @@ impl Signals for Line {
         queues.iter().for_each(|&queue| self.call(queue));
     }
 
+    /// An eventfd's write.
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn config_changed(&self) {
         if let Some(channel) = &*lock(&self.channel) {
             channel.config_changed();
@@ -104,6 +109,10 @@ pub(crate) struct LaneLine {
 impl Signals for LaneLine {
     fn used(&self, queues: &[usize]) {
         self.line.used(queues);
+    }
+
+    fn is_cheap(&self) -> bool {
+        self.line.is_cheap()
     }
 
     fn config_changed(&self) {

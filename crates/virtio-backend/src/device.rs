@@ -110,7 +110,8 @@ pub trait Worker: Send {
     }
 
     /// Whether the driver may be told of what this wake brings some moments later, together with what comes in those
-    /// moments; and how many requests must come then for it to be worth the delay. `None`: it is told at once.
+    /// moments; and how many requests must come then for it to be worth the delay. `None`: it is told at once. Not asked
+    /// where telling [is cheap](crate::Signals::is_cheap).
     fn patience(&self, _wake: Wake) -> Option<u64> {
         Some(4)
     }

@@ -80,6 +80,8 @@ pub struct Ring {
     more: bool,
     /// Kicks are asked for when the pass ends.
     listens: bool,
+    /// The most requests of a pass.
+    pub(crate) portion: u16,
     pub(crate) popped: u64,
     pub(crate) pushed: u64,
     /// The used ring has elements that its index does not show yet.
@@ -127,6 +129,7 @@ impl Ring {
             told: queue.next_used(),
             starved: false,
             listens: false,
+            portion: queue.size(),
             // What came before the lane listened for kicks has no event of its own.
             more: queue.ready(),
             queue,
@@ -342,15 +345,16 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes every request there is and hands it to `take`; a pass takes no more than the queue's size,
-    /// so that a lane's other queues have their turn. Kicks are off from here to the end of the pass.
+    /// Takes every request there is and hands it to `take`; a pass takes no more than the queue's size, and fewer where
+    /// telling the driver [is cheap](crate::Signals::is_cheap), so that it and a lane's other queues have their turn. Kicks
+    /// are off from here to the end of the pass.
     ///
     /// # Errors
     /// As [`Ring::pop`], and what `take` returns.
     pub fn serve(&mut self, mut take: impl FnMut(&mut Self, Request) -> Result<(), Fault>) -> Result<(), Fault> {
         self.decline_kicks()?;
         self.ask_for_kicks();
-        for _ in 0..self.queue.size() {
+        for _ in 0..self.portion {
             let Some(request) = self.pop()? else { return Ok(()) };
             take(self, request)?;
         }

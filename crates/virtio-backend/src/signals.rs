@@ -8,6 +8,13 @@ pub trait Signals: Send + Sync {
     /// hear of it. One call a pass.
     fn used(&self, queues: &[usize]);
 
+    /// Whether being told costs the driver's side no more than being woken. A lane then tells of the first of many requests
+    /// while it works on the others, so that driver and device work at the same time. Otherwise being told costs traps,
+    /// and a lane tells as seldom as can be.
+    fn is_cheap(&self) -> bool {
+        false
+    }
+
     /// Configuration space has changed.
     fn config_changed(&self);
 

@@ -9,6 +9,7 @@
 )]
 
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -37,17 +38,24 @@ enum Said {
     Ended(Vec<RingPosition>),
 }
 
-struct Ears(Mutex<Sender<Said>>);
+struct Ears {
+    say: Mutex<Sender<Said>>,
+    is_cheap: bool,
+}
 
 impl Signals for Ears {
     fn used(&self, queues: &[usize]) {
-        self.0.lock().unwrap().send(Said::Used(queues.to_vec())).unwrap();
+        self.say.lock().unwrap().send(Said::Used(queues.to_vec())).unwrap();
+    }
+
+    fn is_cheap(&self) -> bool {
+        self.is_cheap
     }
 
     fn config_changed(&self) {}
 
     fn needs_reset(&self, fault: &Fault) {
-        self.0.lock().unwrap().send(Said::NeedsReset(fault.to_string())).unwrap();
+        self.say.lock().unwrap().send(Said::NeedsReset(fault.to_string())).unwrap();
     }
 }
 
@@ -136,6 +144,7 @@ struct Rig {
     counters: Arc<Counters>,
     heard: Receiver<Said>,
     say: Sender<Said>,
+    telling_is_cheap: bool,
 }
 
 impl Rig {
@@ -155,6 +164,7 @@ impl Rig {
             counters: Arc::default(),
             heard,
             say,
+            telling_is_cheap: false,
         }
     }
 
@@ -215,7 +225,7 @@ impl Rig {
             features: 0,
             cache: Arc::clone(&self.cache),
             queues,
-            signals: Arc::new(Ears(Mutex::new(self.say.clone()))),
+            signals: Arc::new(Ears { say: Mutex::new(self.say.clone()), is_cheap: self.telling_is_cheap }),
             counters: Arc::clone(&self.counters),
             ended: Box::new(move |positions| say.send(Said::Ended(positions)).unwrap()),
         })
@@ -257,6 +267,29 @@ fn each_kick_makes_a_pass_that_is_announced_once() {
     }
     assert_eq!(rig.counters.completions.load(Relaxed), 6);
     assert_eq!(rig.counters.notifications.load(Relaxed), 3);
+}
+
+#[test]
+fn a_driver_that_is_cheap_to_tell_hears_of_some_while_others_are_under_way() {
+    const MANY: u16 = 32;
+    for (telling_is_cheap, announcements) in [(false, 1), (true, 3)] {
+        let rig = Rig { telling_is_cheap, ..Rig::new() };
+        let queue = RawQueue::new(rig.memory.clone(), BASE + 0x4000, MANY);
+        for head in 0..20 {
+            queue.write_chain(head, &[Descriptor::writable(BASE + 0x8000, 64)]);
+            queue.publish(head);
+        }
+        let setup = rig.setup_with(0, |ring| {
+            (ring.size, ring.max_size) = (MANY, MANY);
+            (ring.desc_table, ring.avail_ring, ring.used_ring) =
+                (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+        });
+        let lane = rig.start_with(Behaviour::Echo, vec![Some(setup)]);
+        queue.wait_used(20);
+        lane.stop();
+        let told = iter::from_fn(|| Some(rig.hear())).take_while(|said| !matches!(said, Said::Ended(_))).count();
+        assert_eq!(told, announcements, "20 requests, cheap: {telling_is_cheap}");
+    }
 }
 
 #[test]

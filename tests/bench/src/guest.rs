@@ -115,7 +115,7 @@ impl Guest {
         ensure!(depth <= most, "No more than {most} requests fit into a queue that has no indirect descriptors");
         let memory = Arc::clone(&self.memory);
         let start = index * QUEUE_BYTES;
-        let mut queue = Queue { memory, start, base, features, direction, available: 0, published: 0, used: 0 };
+        let mut queue = Queue { memory, start, base, features, direction, available: 0, told: 0, used: 0 };
         queue.lay_out(depth);
         Ok(queue)
     }
@@ -128,9 +128,9 @@ pub struct Queue {
     base: u64,
     features: RingFeatures,
     direction: Direction,
-    /// Requests made available, how many of them the device was told of, and how many came back, modulo 2^16.
+    /// Requests made available, for how many of them a kick was thought of, and how many came back, modulo 2^16.
     available: u16,
-    published: u16,
+    told: u16,
     used: u16,
 }
 
@@ -167,8 +167,8 @@ impl Queue {
         self.store(at + 8, rest);
     }
 
-    /// Fills a slot with a request for a block of the disk, and makes it available; it is not [published](Self::publish)
-    /// yet.
+    /// Fills a slot with a request for a block of the disk, and makes it available. As Linux's driver does, it shows the device
+    /// each request at once, and asks whether it [wants a kick](Self::wants_kick) for many at a time.
     pub fn submit(&mut self, slot: u16, block: u64) {
         let header = self.header(slot);
         self.store(header + 8, block * SECTORS);
@@ -180,15 +180,15 @@ impl Queue {
         let head = if self.features.indirect { slot } else { slot * PARTS };
         self.store(AVAILABLE + 4 + 2 * usize::from(self.available % QUEUE_SIZE), head);
         self.available = self.available.wrapping_add(1);
+        self.release(AVAILABLE + 2, self.available);
     }
 
-    /// Tells the device of what was made available since the last call. Returns whether it wants a kick for it.
-    pub fn publish(&mut self) -> bool {
-        if self.published == self.available {
+    /// Whether the device wants a kick for what was made available since the last call.
+    pub fn wants_kick(&mut self) -> bool {
+        if self.told == self.available {
             return false;
         }
-        let before = std::mem::replace(&mut self.published, self.available);
-        self.release(AVAILABLE + 2, self.available);
+        let before = std::mem::replace(&mut self.told, self.available);
         // The index must be visible before the device's wish is read, or both may wait (§2.7.13.4.1).
         fence(SeqCst);
         if self.features.event_idx {

@@ -135,7 +135,7 @@ fn load(line: &mut Line, depth: u16, mut blocks: Blocks, started: Instant, end: 
 }
 
 fn kick(line: &mut Line, tally: &mut Tally) -> Result<()> {
-    if line.queue.publish() {
+    if line.queue.wants_kick() {
         line.kick.write(1).context("Cannot kick the device")?;
         tally.kicks += 1;
     }
