@@ -113,13 +113,14 @@ impl Running {
         let (say, heard) = channel();
         let tell = say.clone();
         let started = (0..queues.len()).map(|queue| (queue == at).then_some(first.ring.position.next_avail)).collect();
+        let mut first = Some(first);
         let lane = Lane::spawn(LaneSetup {
             name: format!("{}.{index}", device.name),
             backend: device.backend.clone(),
             index,
             features,
             cache: cache.clone(),
-            queues: (0..queues.len()).map(|queue| (queue == at).then(|| first.clone())).collect(),
+            queues: (0..queues.len()).map(|queue| first.take_if(|_| queue == at)).collect(),
             signals: Arc::new(LaneLine { line: device.line.clone(), queues }),
             counters: device.counters.clone(),
             // Nobody hears it if the lanes were dropped, which does not wait.

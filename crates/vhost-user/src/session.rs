@@ -78,7 +78,7 @@ impl Session {
                 let event_idx = features & features::EVENT_IDX != 0;
                 let ring = vring.setup(at, next_used, event_idx, self.device.identity().max_chain_bytes);
                 tracing::debug!(name: "vhost.start", device = self.device.name, queue, ?ring);
-                self.lanes.start(queue, QueueSetup { ring, kick }, features);
+                self.lanes.start(queue, QueueSetup { ring, ledger: None, kick }, features);
             }
             (None, true) => {
                 if let Some(base) = self.lanes.stop(queue) {

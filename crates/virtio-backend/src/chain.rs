@@ -39,7 +39,7 @@ pub(crate) fn head_at(queue: &Queue, view: &View, position: u16) -> Option<u16> 
 /// Walks the chain whose head `request` has, and nothing else of, checking it as §2.7.4 and §2.7.5 want it, and pins what
 /// it describes.
 pub(crate) fn resolve(request: &mut Request, mut table: Table, view: &View, limits: Limits) -> Result<(), GuestFault> {
-    let Chain { head, readable, writable, pieces, readable_descriptors } = &mut **request;
+    let Chain { head, is_replay: _, readable, writable, pieces, readable_descriptors } = &mut **request;
     let head = *head;
     let malformed = |what| GuestFault::Chain { head, what };
     let (mut index, mut left, mut is_indirect) = (head, table.len, false);

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Fault, Operation, Ring, Signals};
+use crate::{Fault, Operation, Record, Ring, Signals};
 
 /// What a driver and a transport must know of a device. Fixed for the device's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The driver has chosen these features, which the device accepts. What a driver can set by configuration space
     /// starts anew here. Told before a worker is started with them, and not again before a reset.
     fn negotiated(&self, _features: u64) {}
+
+    /// Hands over, once and before all else, where the device keeps what the process that follows must know if this one
+    /// dies: what a driver or the operator has set, beyond registers and queues. What it finds there a former process left.
+    fn keep(&self, _record: &Record) {}
 
     /// Hands over, once, the way to tell the driver of a changed configuration.
     fn attach(&self, _signals: Arc<dyn Signals>) {}

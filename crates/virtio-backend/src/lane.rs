@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use crate::mailbox::{Command, Mailbox};
 use crate::moderation::{MOMENT, Moderation};
 use crate::polling::Polling;
-use crate::{Backend, Counters, Fault, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
+use crate::{Backend, Counters, Fault, Ledger, Ring, RingPosition, RingSetup, Signals, Wake, Worker};
 
 /// How long a lane waits before it tries again for room in the map cache, in milliseconds. Room
 /// appears when other requests of the guest complete, of which no event tells.
@@ -61,10 +61,11 @@ pub struct LaneSetup {
 }
 
 /// What a lane needs to take a queue into service.
-#[derive(Clone)]
 pub struct QueueSetup {
     /// Where it lies.
     pub ring: RingSetup,
+    /// Where account of it is kept, if it is.
+    pub ledger: Option<Ledger>,
     /// What wakes the lane for it: an eventfd that is never read, as each write to it counts.
     pub kick: Arc<dyn AsRawFd + Send + Sync>,
 }
@@ -124,15 +125,17 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
     let is_cheap = signals.is_cheap();
     let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, is_cheap, counters, listens: true };
     let served = guarded(|| {
-        for setup in &queues {
-            pass.rings.push(match setup {
-                Some(setup) => pass.ring(&setup.ring)?,
-                None => Ring::idle(&pass.cache),
-            });
+        let mut kicks = Vec::new();
+        for setup in queues {
+            let (ring, kick) = match setup {
+                Some(QueueSetup { ring, ledger, kick }) => (pass.ring(&ring, ledger)?, Some(kick)),
+                None => (Ring::idle(&pass.cache), None),
+            };
+            pass.rings.push(ring);
+            kicks.push(kick);
         }
         let worker =
             backend.start(index, features).map_err(|source| Fault::Host { doing: "starting the device", source })?;
-        let kicks = queues.into_iter().map(|setup| setup.map(|setup| setup.kick)).collect();
         serve(worker, &mut pass, kicks, mailbox).map_err(|source| Fault::Host { doing: "waiting for events", source })
     });
     if let Err(fault) = served {
@@ -178,8 +181,11 @@ struct Pass {
 
 impl Pass {
     /// Takes a queue into service.
-    fn ring(&self, setup: &RingSetup) -> Result<Ring, Fault> {
-        let mut ring = Ring::new(setup, &self.cache)?;
+    fn ring(&self, setup: &RingSetup, ledger: Option<Ledger>) -> Result<Ring, Fault> {
+        let mut ring = match ledger {
+            Some(ledger) => Ring::recorded(setup, &self.cache, ledger)?,
+            None => Ring::new(setup, &self.cache)?,
+        };
         if self.is_cheap {
             ring.portion = ring.portion.min(PORTION);
         }
@@ -340,7 +346,7 @@ impl Listener<'_> {
                 done(position);
             }
             Command::EnableQueue(queue, setup) => {
-                self.replace_ring(queue, self.pass.ring(&setup.ring));
+                self.replace_ring(queue, self.pass.ring(&setup.ring, setup.ledger));
                 self.replace_kick(queue, Some(setup.kick), ops);
             }
             Command::ReleaseMemory => self.pass.rings.iter_mut().for_each(Ring::release_memory),

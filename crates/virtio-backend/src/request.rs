@@ -21,6 +21,8 @@ pub struct Request(Box<Chain>);
 pub struct Chain {
     /// Index of the chain's first descriptor, which names the request to the driver.
     pub(crate) head: u16,
+    /// A former process had taken it already.
+    pub(crate) is_replay: bool,
     /// The device-readable part.
     pub readable: Buffers,
     /// The device-writable part.
@@ -48,7 +50,7 @@ impl Request {
     /// Makes it one of nothing again; keeps its allocations.
     #[inline]
     pub(crate) fn clear(&mut self) {
-        let Chain { head: _, readable, writable, pieces, readable_descriptors } = &mut *self.0;
+        let Chain { head: _, is_replay: _, readable, writable, pieces, readable_descriptors } = &mut *self.0;
         readable.clear();
         writable.clear();
         pieces.clear();

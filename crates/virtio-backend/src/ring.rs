@@ -17,8 +17,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions}
 
 use crate::chain::{Limits, Table, head_at, resolve};
 use crate::heads::HeadSet;
-use crate::tables::{Ahead, look_ahead};
-use crate::{Fault, GuestFault, Request};
+use crate::ledger::Left;
+use crate::tables::{look_ahead, table_of, tables_ahead};
+use crate::{Fault, GuestFault, Ledger, Request};
 
 /// Where a queue lies and how it is worked, as the driver set it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,9 @@ pub struct Ring {
     /// Taken from the ring, and not asked for yet.
     batch: VecDeque<Request>,
     in_flight: HeadSet,
+    /// What a former process had in flight, and is to be taken again before anything else.
+    replay: VecDeque<u16>,
+    ledger: Option<Ledger>,
     finished: Vec<Finished>,
     /// Given back, for the chains to come.
     spare: Vec<Request>,
@@ -114,6 +118,37 @@ impl Ring {
         Ok(Self::with_queue(queue, view, setup.max_chain_bytes))
     }
 
+    /// Takes a queue into service that is kept account of in `ledger`: where a former process left it, if there was one.
+    ///
+    /// # Errors
+    /// As [`Ring::new`]; or the driver has written where only the device may.
+    pub fn recorded(setup: &RingSetup, cache: &Arc<MapCache>, mut ledger: Ledger) -> Result<Self, Fault> {
+        let mut ring = Self::new(setup, cache)?;
+        let used_ring = ring.queue.used_ring();
+        // Behind flags: the index, and behind that the elements, of two words each.
+        let shown: u16 = ring.view.get(used_ring.wrapping_add(2)).map(u16::from_le).map_err(used_ring_fault)?;
+        let element = |index: u16| {
+            let slot = u64::from(index.checked_rem(setup.size)?);
+            ring.view.get::<u32>(used_ring.wrapping_add(4 + 8 * slot)).ok().map(u32::from_le)
+        };
+        match ledger.resume(shown, element)? {
+            None => ledger.begin(setup.position.next_used),
+            Some(left) => ring.carry_on(left),
+        }
+        ring.ledger = Some(ledger);
+        Ok(ring)
+    }
+
+    fn carry_on(&mut self, Left { next_used, in_flight }: Left) {
+        // There are no more of them than entries, of which there are at most 32,768.
+        let looked_at = u16::try_from(in_flight.len()).unwrap_or(u16::MAX);
+        let next_avail = next_used.wrapping_add(looked_at);
+        self.queue.set_next_used(next_used);
+        self.queue.set_next_avail(next_avail);
+        (self.told, self.available) = (next_used, next_avail);
+        self.replay = in_flight.into();
+    }
+
     /// A queue that is not in service: it never has a request.
     pub fn idle(cache: &Arc<MapCache>) -> Self {
         Self::with_queue(Queue::default(), View::new(Arc::clone(cache)), 0)
@@ -123,6 +158,8 @@ impl Ring {
         Self {
             batch: VecDeque::new(),
             in_flight: HeadSet::new(queue.size()),
+            replay: VecDeque::new(),
+            ledger: None,
             finished: Vec::new(),
             spare: Vec::new(),
             available: queue.next_avail(),
@@ -170,6 +207,9 @@ impl Ring {
         if !self.in_flight.insert(head) {
             return Err(GuestFault::Chain { head, what: "is in flight already" }.into());
         }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.take(head, !request.is_replay);
+        }
         self.popped += 1;
         tracing::trace!(name: "ring.pop", head);
         Ok(request)
@@ -196,7 +236,13 @@ impl Ring {
     /// Takes as many chains as there are, up to [`BATCH`], and keeps all but the first of them for later.
     fn next_batch(&mut self) -> Result<Option<Request>, GuestFault> {
         let start = self.queue.next_avail();
-        let Ahead { chains, tables } = look_ahead(&self.queue, &self.view, BATCH).map_err(GuestFault::Ring)?;
+        let (chains, tables) = if self.replay.is_empty() {
+            let chains = look_ahead(&self.queue, &self.view, BATCH).map_err(GuestFault::Ring)?;
+            (chains.into(), tables_ahead(&self.queue, &self.view, chains))
+        } else {
+            let chains = self.replay.iter().take(BATCH.into());
+            (chains.len(), chains.filter_map(|&head| table_of(&self.queue, &self.view, head)).collect())
+        };
         // What cannot be read there is met again when its chain is walked.
         drop(self.view.take_failure());
         self.view.copy_tables(&tables).map_err(GuestFault::Unreachable)?;
@@ -213,7 +259,8 @@ impl Ring {
             }
         }
         if let Err(error) = self.view.copy_in(self.batch.iter().map(|request| &request.readable)) {
-            self.batch.clear();
+            let again = self.batch.drain(..).rev().filter(|request| request.is_replay);
+            again.for_each(|request| self.replay.push_front(request.head));
             self.queue.set_next_avail(start);
             return Err(GuestFault::Unreachable(error));
         }
@@ -221,19 +268,29 @@ impl Ring {
     }
 
     fn next_chain(&mut self) -> Result<Option<Request>, GuestFault> {
+        if let Some(&head) = self.replay.front() {
+            let request = self.resolve(head, true)?;
+            self.replay.pop_front();
+            return Ok(Some(request));
+        }
         let position = self.queue.next_avail();
         if position == self.available && !self.look_for_more(position)? {
             return self.nothing_there();
         }
         let Some(head) = head_at(&self.queue, &self.view, position) else { return self.nothing_there() };
+        let request = self.resolve(head, false)?;
+        self.queue.set_next_avail(position.wrapping_add(1));
+        Ok(Some(request))
+    }
+
+    fn resolve(&mut self, head: u16, is_replay: bool) -> Result<Request, GuestFault> {
         let mut request = self.spare.pop().unwrap_or_else(Request::new);
-        request.head = head;
+        (request.head, request.is_replay) = (head, is_replay);
         // Linux fills indirect tables up to what configuration space allows, be the queue smaller (§2.7.5.3.1 or not):
         // what a device says there fits its largest queue, and that is what holds.
         let limits = Limits { descriptors: self.queue.max_size().into(), bytes: self.max_chain_bytes };
         resolve(&mut request, Table::of(&self.queue), &self.view, limits)?;
-        self.queue.set_next_avail(position.wrapping_add(1));
-        Ok(Some(request))
+        Ok(request)
     }
 
     /// Whether the driver has made chains available since it was last looked.
@@ -255,8 +312,14 @@ impl Ring {
     pub fn unpop(&mut self, request: Request) {
         self.in_flight.remove(request.head);
         self.popped = self.popped.saturating_sub(1);
+        if let Some(ledger) = self.ledger.as_ref().filter(|_| !request.is_replay) {
+            ledger.put_back(request.head);
+        }
         if self.view.cache().reaches_grants() {
             self.batch.push_front(request);
+        } else if request.is_replay {
+            self.replay.push_front(request.head);
+            self.recycle(request);
         } else {
             self.queue.go_to_previous_position();
             self.recycle(request);
@@ -300,6 +363,9 @@ impl Ring {
         let element = u64::from(head) | u64::from(len) << 32;
         self.view.put(at, element.to_le()).map_err(used_ring_fault)?;
         self.queue.set_next_used(next.wrapping_add(1));
+        if let Some(ledger) = &mut self.ledger {
+            ledger.give_back(head);
+        }
         tracing::trace!(name: "ring.push", head, len);
         self.pushed += 1;
         self.unpublished = true;
@@ -320,6 +386,9 @@ impl Ring {
             let index = GuestAddress(self.queue.used_ring().wrapping_add(2));
             let next = self.queue.next_used().to_le();
             self.view.store(next, index, Ordering::Release).map_err(used_ring_fault)?;
+            if let Some(ledger) = &mut self.ledger {
+                ledger.shown(self.queue.next_used());
+            }
         }
         Ok(())
     }

@@ -11,31 +11,25 @@ use vm_memory::GuestAddress;
 
 use crate::chain::{DESCRIPTOR, Table, head_at};
 
-/// What a look ahead found.
-pub(crate) struct Ahead {
-    /// How many chains there are to be taken. Those that come after the look are not to be walked before the next one, as
-    /// their tables are not among these.
-    pub(crate) chains: usize,
-    /// Their granted indirect tables, and the lengths of these.
-    pub(crate) tables: SmallVec<[(GuestAddress, usize); 8]>,
-}
-
-/// Looks at the next chains, `limit` at most. What is wrong with one is left for the walk to find: a table that is missing
-/// here cannot be read there.
+/// How many chains are available, `limit` at most. Those that come after the look are not to be walked before the next one,
+/// as their tables are not known.
 ///
 /// # Errors
 /// The available ring cannot be read.
-pub(crate) fn look_ahead(queue: &Queue, view: &View, limit: u16) -> Result<Ahead, virtio_queue::Error> {
+pub(crate) fn look_ahead(queue: &Queue, view: &View, limit: u16) -> Result<u16, virtio_queue::Error> {
     let available = queue.avail_idx(view, Ordering::Acquire)?;
-    let ahead = (available - Wrapping(queue.next_avail())).0.min(limit).min(queue.size());
-    let tables = (0..ahead)
-        .filter_map(|nth| table_of(queue, view, head_at(queue, view, queue.next_avail().wrapping_add(nth))?))
-        .collect();
-    Ok(Ahead { chains: ahead.into(), tables })
+    Ok((available - Wrapping(queue.next_avail())).0.min(limit).min(queue.size()))
 }
 
-/// A chain's indirect table, which is what its last descriptor refers to (§2.7.5.3).
-fn table_of(queue: &Queue, view: &View, head: u16) -> Option<(GuestAddress, usize)> {
+/// The granted indirect tables of the next `chains` chains, and the lengths of these. What is wrong with a chain is left for
+/// the walk to find: a table that is missing here cannot be read there.
+pub(crate) fn tables_ahead(queue: &Queue, view: &View, chains: u16) -> SmallVec<[(GuestAddress, usize); 8]> {
+    let table = |nth| table_of(queue, view, head_at(queue, view, queue.next_avail().wrapping_add(nth))?);
+    (0..chains).filter_map(table).collect()
+}
+
+/// A chain's indirect table, if that is granted: it is what its last descriptor refers to (§2.7.5.3).
+pub(crate) fn table_of(queue: &Queue, view: &View, head: u16) -> Option<(GuestAddress, usize)> {
     let mut index = head;
     for _ in 0..queue.size() {
         let descriptor = Table::of(queue).descriptor(view, index)?;

@@ -181,7 +181,7 @@ impl Rig {
             position: RingPosition::default(),
             max_chain_bytes: 1 << 17,
         };
-        QueueSetup { ring, kick }
+        QueueSetup { ring, ledger: None, kick }
     }
 
     fn setup_with(&self, queue: usize, change: impl FnOnce(&mut RingSetup)) -> QueueSetup {

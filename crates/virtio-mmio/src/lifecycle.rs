@@ -119,7 +119,7 @@ impl Transport {
     /// What a lane needs of a queue, if that is ready.
     fn queue_setup(&self, index: usize, queue: &Queue, registers: &Registers) -> Option<QueueSetup> {
         let ring = queue.setup(registers.features.has(EVENT_IDX), self.backend.identity().max_chain_bytes);
-        queue.is_ready().then_some(QueueSetup { ring, kick: self.doorbell.kick(index)? })
+        queue.is_ready().then_some(QueueSetup { ring, ledger: None, kick: self.doorbell.kick(index)? })
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use guest_memory::MapCache;
 use io_bus::{Deferral, Device, Written, defer};
-use virtio_backend::{Backend, ConfigSpace, Lane, Operation, Signals};
+use virtio_backend::{Backend, ConfigSpace, Lane, Operation, Record, Signals};
 
 use crate::counters::count;
 use crate::doorbell::Doorbell;
@@ -40,29 +40,45 @@ pub struct Transport {
     pub(crate) doorbell: Doorbell,
     pub(crate) lane_counters: Arc<virtio_backend::Counters>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) record: Record,
     config: ConfigSpace,
 }
 
 impl Transport {
-    /// Puts a register file before `backend`. `name` is for logs and for the names of threads.
+    /// Puts a register file before `backend`, which is new to its driver. `name` is for logs and for the names of threads.
     ///
     /// # Errors
-    /// The process has no more descriptors; a queue needs one.
+    /// The process has no more descriptors or memory; each queue needs one, and the record.
     pub fn new(
         backend: Arc<dyn Backend>,
         line: Arc<dyn InterruptLine>,
         cache: Arc<MapCache>,
         name: &str,
     ) -> io::Result<Arc<Self>> {
+        Self::recorded(backend, line, cache, name, Record::new()?)
+    }
+
+    /// Puts a register file before `backend`, and keeps in `record` what a process that follows needs to go on.
+    ///
+    /// # Errors
+    /// The process has no more descriptors; each queue needs one.
+    pub fn recorded(
+        backend: Arc<dyn Backend>,
+        line: Arc<dyn InterruptLine>,
+        cache: Arc<MapCache>,
+        name: &str,
+        record: Record,
+    ) -> io::Result<Arc<Self>> {
         let counters = Arc::<Counters>::default();
         let doorbell = Doorbell::new(backend.identity().queue_sizes.len())?;
         let interrupt = Interrupt::new(line, Arc::clone(&counters));
         // A thread's name is a C string.
         let state = State::new(name.replace('\0', ""), backend.identity(), features(&backend, &cache), interrupt);
+        backend.keep(&record);
         backend.attach(Arc::clone(&state) as Arc<dyn Signals>);
         let config = ConfigSpace::new(Arc::clone(&backend));
         let lane_counters = Arc::default();
-        Ok(Arc::new(Self { backend, cache, state, doorbell, lane_counters, counters, config }))
+        Ok(Arc::new(Self { backend, cache, state, doorbell, lane_counters, counters, record, config }))
     }
 
     /// Stops the device for good. When the deferral is complete nothing is in flight and no guest

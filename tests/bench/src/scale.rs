@@ -187,7 +187,7 @@ fn start_one(
         backend,
         index: 0,
         cache: Arc::clone(cache),
-        queues: vec![Some(QueueSetup { ring, kick: Arc::new(kick.try_clone()?) })],
+        queues: vec![Some(QueueSetup { ring, ledger: None, kick: Arc::new(kick.try_clone()?) })],
         signals: Arc::new(Caller(call.event().try_clone()?)),
         counters: Arc::default(),
         ended: Box::new(|_| ()),

@@ -306,7 +306,7 @@ impl Rig {
             index: self.index,
             features: self.features,
             cache: Arc::clone(&self.cache),
-            queues: vec![Some(QueueSetup { ring: setup, kick: self.kick.clone() })],
+            queues: vec![Some(QueueSetup { ring: setup, ledger: None, kick: self.kick.clone() })],
             signals: Arc::clone(&self.hearing) as Arc<dyn Signals>,
             counters: Arc::clone(&self.counters),
             ended: Box::new(move |positions| drop(ended.send(positions))),

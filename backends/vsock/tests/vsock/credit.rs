@@ -95,7 +95,7 @@ fn g08_a_program_that_never_reads_costs_the_guest_its_credit_and_nothing_else() 
     let mut deaf = listener.1.accept().unwrap().0;
 
     let chunk = pattern(16 << 10, 5);
-    let mut sent = Vec::new();
+    let mut sent = Vec::<u8>::new();
     // What the socket takes and 256 KiB; then the room is full and stays so.
     loop {
         guest.send(&stream.packet(op::CREDIT_REQUEST));

@@ -121,7 +121,7 @@ fn what_a_guest_sent_before_it_closed_arrives_whole() {
     let mut stream = Stream::connect(&mut guest, 500, 1, 4000);
     let mut host = listener.1.accept().unwrap().0;
     // More than the socket takes by itself.
-    let mut sent = Vec::new();
+    let mut sent = Vec::<u8>::new();
     while sent.len() < 400_000 {
         let chunk = pattern(50_000, sent.len() as u8);
         let len = stream.send(&guest, &chunk);
