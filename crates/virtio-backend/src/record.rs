@@ -25,7 +25,7 @@ const VERSION: u64 = 1;
 const MAGIC: u64 = u64::from_le_bytes(*b"xvrecord");
 
 /// Bytes of a record; pages that nothing is written to take no memory.
-const LEN: usize = 1 << 20;
+const LEN: usize = 16 << 20;
 
 /// Bytes of one of the two sides of a memo: its length, and what it says.
 const SIDE: usize = 32 << 10;
@@ -77,7 +77,7 @@ impl Record {
     /// # Errors
     /// It is not one, or none that this version can read.
     pub fn of(file: OwnedFd) -> Result<Self, RecordError> {
-        let seals = fcntl_get_seals(&file).map_err(|_| RecordError::Foreign)?;
+        let seals = fcntl_get_seals(&file).map_err(|_unsealable| RecordError::Foreign)?;
         let size = fstat(&file).map_err(io::Error::from)?.st_size;
         if !seals.contains(SealFlags::SHRINK) || usize::try_from(size) != Ok(LEN) {
             return Err(RecordError::Foreign);
@@ -291,6 +291,6 @@ mod tests {
     fn there_is_room_for_the_queues_of_any_device_and_no_more_is_given_than_there_is() {
         let record = Record::new().unwrap();
         assert_eq!(record.ledgers(&[1024; 65]).unwrap().len(), 65);
-        assert!(record.ledgers(&[32768; 16]).is_none());
+        assert!(record.ledgers(&[32768; 64]).is_none());
     }
 }

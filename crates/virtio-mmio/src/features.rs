@@ -1,5 +1,6 @@
 //! Feature negotiation (virtio 1.2 §2.2): what is offered, what was accepted, whether that will do.
 
+use serde::{Deserialize, Serialize};
 use virtio_backend::features::{are_acceptable, offered};
 use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_RESET};
 
@@ -14,23 +15,33 @@ pub(crate) struct Features {
     offered: u64,
     /// The device cannot work without these.
     required: u64,
+    driver: Accepted,
+}
+
+/// What the driver has written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Accepted {
     device_sel: u32,
     driver_sel: u32,
     accepted: u64,
     /// The driver claimed a bit above 63, where none is offered. Only a reset takes that back.
-    accepted_beyond: bool,
+    beyond: bool,
 }
 
 impl Features {
     pub(crate) fn new(device_features: u64) -> Self {
-        Self {
-            offered: offered(device_features) | RING_RESET,
-            required: 0,
-            device_sel: 0,
-            driver_sel: 0,
-            accepted: 0,
-            accepted_beyond: false,
-        }
+        Self { offered: offered(device_features) | RING_RESET, required: 0, driver: Accepted::default() }
+    }
+
+    /// What the driver has written, to be noted.
+    pub(crate) fn saved(&self) -> Accepted {
+        self.driver
+    }
+
+    /// The driver has written this, to a former process.
+    pub(crate) fn restore(&mut self, driver: Accepted) {
+        self.driver = driver;
     }
 
     /// These, with [`ACCESS_PLATFORM`], without which the device may not be able to work at all.
@@ -41,24 +52,21 @@ impl Features {
     }
 
     pub(crate) fn reset(&mut self) {
-        let Self { offered: _, required: _, device_sel, driver_sel, accepted, accepted_beyond } = self;
-        (*device_sel, *driver_sel) = (0, 0);
-        *accepted = 0;
-        *accepted_beyond = false;
+        self.driver = Accepted::default();
     }
 
     pub(crate) fn select_offered(&mut self, word: u32) {
-        self.device_sel = word;
+        self.driver.device_sel = word;
     }
 
     pub(crate) fn select_accepted(&mut self, word: u32) {
-        self.driver_sel = word;
+        self.driver.driver_sel = word;
     }
 
     /// The selected 32 bits of what is offered.
     pub(crate) fn offered_word(&self) -> u32 {
         let [low, high] = halves(self.offered);
-        match self.device_sel {
+        match self.driver.device_sel {
             0 => low,
             1 => high,
             _ => 0,
@@ -67,32 +75,34 @@ impl Features {
 
     /// The driver accepts these of the selected 32 bits.
     pub(crate) fn accept_word(&mut self, word: u32) {
-        let [low, high] = halves(self.accepted);
-        match self.driver_sel {
-            0 => self.accepted = whole([word, high]),
-            1 => self.accepted = whole([low, word]),
-            _ => self.accepted_beyond |= word != 0,
+        let Accepted { driver_sel, accepted, beyond, .. } = &mut self.driver;
+        let [low, high] = halves(*accepted);
+        match driver_sel {
+            0 => *accepted = whole([word, high]),
+            1 => *accepted = whole([low, word]),
+            _ => *beyond |= word != 0,
         }
     }
 
     /// The accepted features, if they are a set that the transport can work with.
     pub(crate) fn acceptable(&self) -> Option<u64> {
-        let is_acceptable = are_acceptable(self.accepted, self.offered) && !self.accepted_beyond && self.missing() == 0;
-        is_acceptable.then_some(self.accepted)
+        let Accepted { accepted, beyond, .. } = self.driver;
+        let is_acceptable = are_acceptable(accepted, self.offered) && !beyond && self.missing() == 0;
+        is_acceptable.then_some(accepted)
     }
 
     /// What is required and was not accepted.
     pub(crate) fn missing(&self) -> u64 {
-        self.required & !self.accepted
+        self.required & !self.driver.accepted
     }
 
     pub(crate) fn accepted(&self) -> u64 {
-        self.accepted
+        self.driver.accepted
     }
 
     /// Whether all these bits were accepted.
     pub(crate) fn has(&self, bits: u64) -> bool {
-        self.accepted & bits == bits
+        self.driver.accepted & bits == bits
     }
 }
 
@@ -166,6 +176,9 @@ mod tests {
         features.select_offered(1);
         features.reset();
         features.accept_word(1 << 9);
-        assert_eq!((features.accepted, features.accepted_beyond, features.device_sel), (1 << 9, false, 0));
+        assert_eq!(
+            (features.saved(), features.acceptable()),
+            (Accepted { accepted: 1 << 9, ..Accepted::default() }, None)
+        );
     }
 }

@@ -77,6 +77,11 @@ impl Interrupt {
         }
     }
 
+    /// A former process may have set any bit, and may have injected for it or not.
+    pub(crate) fn set_all(&self) {
+        self.status.store(Cause::UsedBuffer as u32 | Cause::Config as u32, Ordering::Release);
+    }
+
     /// The device is reset.
     pub(crate) fn clear(&self) {
         self.status.store(0, Ordering::Release);

@@ -18,6 +18,7 @@ mod lifecycle;
 mod placeholder;
 mod queue;
 mod registers;
+mod saved;
 mod state;
 mod status;
 mod transport;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use io_bus::Written;
 use virtio_backend::features::EVENT_IDX;
-use virtio_backend::{Fault, Lane, LaneSetup, QueueSetup, Signals, guarded};
+use virtio_backend::{Fault, Lane, LaneSetup, Ledger, QueueSetup, Signals, guarded};
 
 use crate::Transport;
 use crate::counters::count;
@@ -32,6 +32,11 @@ impl Transport {
         let after = before.after(written, is_acceptable);
         registers.status = after;
         let starts = after.has(Status::DRIVER_OK) && !before.has(Status::DRIVER_OK);
+        if starts {
+            // Before it is noted that the device runs: whoever follows goes on from there.
+            self.ledgers().for_each(|ledger| ledger.clear());
+        }
+        self.state.save(&registers);
         let started = starts.then(|| self.start_lanes(&mut registers));
         drop(registers);
         tracing::debug!(name: "mmio.status", device = self.state.name(), from = before.bits(), to = after.bits());
@@ -119,7 +124,16 @@ impl Transport {
     /// What a lane needs of a queue, if that is ready.
     fn queue_setup(&self, index: usize, queue: &Queue, registers: &Registers) -> Option<QueueSetup> {
         let ring = queue.setup(registers.features.has(EVENT_IDX), self.backend.identity().max_chain_bytes);
-        queue.is_ready().then_some(QueueSetup { ring, ledger: None, kick: self.doorbell.kick(index)? })
+        queue.is_ready().then_some(QueueSetup {
+            ring,
+            ledger: self.ledgers().nth(index),
+            kick: self.doorbell.kick(index)?,
+        })
+    }
+
+    /// Those of all queues, for which there is room.
+    fn ledgers(&self) -> impl Iterator<Item = Ledger> {
+        self.record.ledgers(&self.backend.identity().queue_sizes).into_iter().flatten()
     }
 }
 
@@ -130,6 +144,66 @@ struct Started {
     failure: Option<io::Error>,
     /// The driver hears now of what changed before it could be told.
     config_interrupt: bool,
+}
+
+/// What a former process has left.
+impl Transport {
+    /// Goes on with it.
+    pub(crate) fn follow(&self) {
+        let saved = match self.state.saved() {
+            Ok(Some(saved)) => saved,
+            Ok(None) => return self.state.save(&self.state.registers()),
+            Err(error) => return self.give_up(&error.to_string()),
+        };
+        if !saved.are_of(self.backend.identity()) {
+            return self.give_up("It is that of another device");
+        }
+        let mut registers = self.state.registers();
+        let status = registers.restore(&saved);
+        self.state.follow_generation(saved.config_generation);
+        let is_believable = !status.has(Status::FEATURES_OK) || self.accepts(registers.features.acceptable());
+        if !is_believable {
+            drop(registers);
+            return self.give_up("Its driver uses features that this version does not offer");
+        }
+        let stopping = registers.queues.restore(&saved.queues, saved.queue_sel);
+        if status.has(Status::DRIVER_OK) {
+            self.state.interrupt.set_all();
+        }
+        let started = status.is_live().then(|| self.start_lanes(&mut registers));
+        for index in stopping {
+            if let Some(place) = self.place_of(index) {
+                let _polled_for = registers.stop_queue(index, place, true);
+            }
+        }
+        self.state.save(&registers);
+        drop(registers);
+        if status.has(Status::DRIVER_OK) {
+            tracing::info!(name: "mmio.follows", device = self.state.name(), status = status.bits(),
+                "Going on where a former process was");
+            self.state.interrupt.inject();
+        }
+        if let Some(started) = started {
+            self.finish_start(started);
+        }
+    }
+
+    fn accepts(&self, features: Option<u64>) -> bool {
+        let accepted = features.map(|features| guarded(|| Ok(self.backend.accepts(features))));
+        matches!(accepted, Some(Ok(true)))
+    }
+
+    /// A driver may be using the device, of which nothing certain is known: it must not see a new one.
+    fn give_up(&self, why: &str) {
+        tracing::error!(name: "mmio.lost", device = self.state.name(), why,
+            "What a former process has left of the device cannot be used: it stops until its driver resets it");
+        let mut registers = self.state.registers();
+        registers.status = Status::RUNNING | Status::DEVICE_NEEDS_RESET;
+        self.state.save(&registers);
+        drop(registers);
+        self.state.interrupt.set_all();
+        self.state.interrupt.inject();
+    }
 }
 
 /// QueueReady and QueueReset.
@@ -146,6 +220,8 @@ impl Transport {
         let mut registers = self.state.writable()?;
         let (index, queue) = registers.queue_to_set_up()?;
         queue.set_ready();
+        self.ledgers().nth(index)?.clear();
+        self.state.save(&registers);
         let (lane, queue_in_lane) = self.place_of(index)?;
         let setup = self.queue_setup(index, registers.queues.selected()?, &registers)?;
         // Before DRIVER_OK there are no lanes yet; they start with this queue.
@@ -177,10 +253,12 @@ impl Transport {
         let (index, queue) = registers.queues.selected_mut()?;
         if queue.is_off() {
             queue.reset();
+            self.state.save(&registers);
             return Some(());
         }
         queue.is_ready().then_some(())?;
         let _polled_for = registers.stop_queue(index, self.place_of(index)?, true);
+        self.state.save(&registers);
         Some(())
     }
 

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use virtio_backend::{Identity, RingPosition, RingSetup};
 
 use crate::features::{halves, whole};
@@ -20,8 +21,20 @@ pub(crate) struct Queue {
     phase: Phase,
 }
 
+/// What is noted of a queue.
+#[derive(Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedQueue {
+    size: u16,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+    phase: Phase,
+}
+
 /// Whether a queue is in service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 enum Phase {
     /// QueueReady reads 0.
     Off,
@@ -52,6 +65,23 @@ pub(crate) enum Half {
 impl Queue {
     fn new(max_size: u16) -> Self {
         Self { max_size, size: max_size, desc_table: 0, avail_ring: 0, used_ring: 0, phase: Phase::Off }
+    }
+
+    /// The registers, to be noted. A driver that has written 0 to QueueReady waits, and will write it again.
+    fn saved(&self) -> SavedQueue {
+        let Self { max_size: _, size, desc_table, avail_ring, used_ring, phase } = *self;
+        let phase = if phase == (Phase::Stopping { by_reset: false }) { Phase::Ready } else { phase };
+        SavedQueue { size, desc_table, avail_ring, used_ring, phase }
+    }
+
+    /// What a former process had noted. A queue that was on its way out of service is in service again, and has to be
+    /// stopped again: true.
+    fn restore(&mut self, saved: &SavedQueue) -> bool {
+        let SavedQueue { size, desc_table, avail_ring, used_ring, phase } = *saved;
+        let stops = matches!(phase, Phase::Stopping { .. });
+        let phase = if stops { Phase::Ready } else { phase };
+        *self = Self { max_size: self.max_size, size, desc_table, avail_ring, used_ring, phase };
+        stops
     }
 
     /// Puts all its registers back to where they start.
@@ -144,6 +174,18 @@ pub(crate) struct Queues {
 impl Queues {
     pub(crate) fn new(identity: &Identity) -> Self {
         Self { queues: identity.queue_sizes.iter().map(|&max_size| Queue::new(max_size)).collect(), selected: 0 }
+    }
+
+    /// The registers, to be noted: those of each queue, and QueueSel.
+    pub(crate) fn saved(&self) -> (Vec<SavedQueue>, u32) {
+        (self.queues.iter().map(Queue::saved).collect(), self.selected)
+    }
+
+    /// What a former process had noted of as many queues. Gives those that have to be stopped again.
+    pub(crate) fn restore(&mut self, saved: &[SavedQueue], selected: u32) -> Vec<usize> {
+        self.selected = selected;
+        let queues = self.queues.iter_mut().zip(saved).enumerate();
+        queues.filter_map(|(index, (queue, saved))| queue.restore(saved).then_some(index)).collect()
     }
 
     pub(crate) fn reset(&mut self) {

@@ -10,15 +10,17 @@
 
 use std::error::Error;
 use std::mem;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use io_bus::{Completer, Deferral, Written, defer};
-use virtio_backend::{Fault, Identity, Lane, Signals};
+use virtio_backend::{Fault, Identity, Lane, Memo, MemoError, Signals};
 
 use crate::features::{Features, RING_RESET};
 use crate::interrupt::{Cause, Interrupt};
 use crate::queue::{Queue, Queues};
+use crate::saved::Saved;
 use crate::status::Status;
 
 /// One device's state, as long as the device lives.
@@ -27,6 +29,8 @@ pub(crate) struct State {
     registers: Mutex<Registers>,
     pub(crate) interrupt: Interrupt,
     config_generation: AtomicU32,
+    device_id: u32,
+    memo: Memo<Saved>,
 }
 
 /// What the driver has written, and what runs because of it.
@@ -59,7 +63,13 @@ pub(crate) struct Run {
 }
 
 impl State {
-    pub(crate) fn new(name: String, identity: &Identity, features: Features, interrupt: Interrupt) -> Arc<Self> {
+    pub(crate) fn new(
+        name: String,
+        identity: &Identity,
+        features: Features,
+        interrupt: Interrupt,
+        memo: Memo<Saved>,
+    ) -> Arc<Self> {
         let registers = Registers {
             status: Status::default(),
             features,
@@ -69,7 +79,39 @@ impl State {
             waiting: Vec::new(),
             removed: false,
         };
-        Arc::new(Self { name, registers: Mutex::new(registers), interrupt, config_generation: AtomicU32::new(0) })
+        let (registers, config_generation) = (Mutex::new(registers), AtomicU32::new(0));
+        Arc::new(Self { name, registers, interrupt, config_generation, device_id: identity.device_id, memo })
+    }
+
+    /// Notes the registers: before what they say has an effect, and before the access is answered that changed them.
+    pub(crate) fn save(&self, registers: &Registers) {
+        let (queues, queue_sel) = registers.queues.saved();
+        let saved = Saved {
+            device_id: self.device_id,
+            status: registers.status.bits(),
+            features: registers.features.saved(),
+            queue_sel,
+            queues,
+            config_generation: self.config_generation(),
+            config_change_untold: registers.config_change_untold,
+        };
+        if let Err(error) = self.memo.store(&saved) {
+            tracing::error!(name: "mmio.unsaved", device = self.name, %error,
+                "If this process dies the device cannot be brought back");
+        }
+    }
+
+    /// What a former process had noted.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub(crate) fn saved(&self) -> Result<Option<Saved>, MemoError> {
+        self.memo.load()
+    }
+
+    /// Configuration space may not be what a driver of a former process has read.
+    pub(crate) fn follow_generation(&self, former: u32) {
+        self.config_generation.store(former.wrapping_add(1), Ordering::Release);
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -92,6 +134,11 @@ impl State {
         is_open.then_some(registers)
     }
 
+    /// As [`writable`](Self::writable), for what has an effect later only: noted when it is let go of.
+    pub(crate) fn noting(&self) -> Option<Noting<'_>> {
+        Some(Noting { state: self, registers: self.writable()? })
+    }
+
     /// The driver wrote 0 to Status.
     pub(crate) fn reset(&self) -> Written {
         self.reset_and_unlock(self.registers())
@@ -108,6 +155,7 @@ impl State {
         let status = registers.status.bits();
         let (before, written) = if matches!(registers.life, Life::Idle) {
             registers.reset();
+            self.save(&registers);
             self.interrupt.clear();
             (Life::Idle, Written::Now)
         } else {
@@ -138,9 +186,36 @@ impl State {
         } else {
             registers.queues.iter_mut().for_each(Queue::finish_stopping);
         }
+        self.save(&registers);
         let answered = mem::take(&mut registers.waiting);
         drop(registers);
         drop((before, answered));
+    }
+}
+
+/// The registers, which are noted before they are unlocked.
+pub(crate) struct Noting<'a> {
+    state: &'a State,
+    registers: MutexGuard<'a, Registers>,
+}
+
+impl Deref for Noting<'_> {
+    type Target = Registers;
+
+    fn deref(&self) -> &Registers {
+        &self.registers
+    }
+}
+
+impl DerefMut for Noting<'_> {
+    fn deref_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+}
+
+impl Drop for Noting<'_> {
+    fn drop(&mut self) {
+        self.state.save(&self.registers);
     }
 }
 
@@ -159,6 +234,14 @@ impl Registers {
         features.reset();
         queues.reset();
         *config_change_untold = false;
+    }
+
+    /// What a former process had noted, but for the queues. Gives the status.
+    pub(crate) fn restore(&mut self, saved: &Saved) -> Status {
+        self.status = Status::noted(saved.status);
+        self.features.restore(saved.features);
+        self.config_change_untold = saved.config_change_untold;
+        self.status
     }
 
     pub(crate) fn add_lane(&mut self, lane: Lane) {
@@ -231,8 +314,11 @@ struct StoppingQueue {
 
 impl Drop for StoppingQueue {
     fn drop(&mut self) {
-        if let Some(queue) = self.run.state.registers().queues.get_mut(self.index) {
+        let state = &self.run.state;
+        let mut registers = state.registers();
+        if let Some(queue) = registers.queues.get_mut(self.index) {
             queue.finish_stopping();
+            state.save(&registers);
         }
     }
 }
@@ -249,6 +335,7 @@ impl Signals for State {
         // Before DRIVER_OK the device must be silent, but a driver may have read what is now old.
         let is_told = registers.status.has(Status::DRIVER_OK);
         registers.config_change_untold |= !is_told;
+        self.save(&registers);
         let rises = is_told && self.interrupt.set(Cause::Config);
         drop(registers);
         if rises {
@@ -265,6 +352,7 @@ impl Signals for State {
             return;
         }
         registers.status.insert(Status::DEVICE_NEEDS_RESET);
+        self.save(&registers);
         let rises = registers.status.has(Status::DRIVER_OK) && self.interrupt.set(Cause::Config);
         let stopped = match &mut registers.life {
             Life::Running { lanes, .. } => mem::take(lanes),

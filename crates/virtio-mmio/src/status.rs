@@ -26,6 +26,14 @@ impl Status {
         self.0
     }
 
+    /// What a device shows that is in use.
+    pub(crate) const RUNNING: Self = Self(1 | 2 | 4 | 8);
+
+    /// What a former process had noted, without bits that there are not.
+    pub(crate) fn noted(bits: u32) -> Self {
+        Self(bits & (Self::RUNNING.0 | HOPELESS.0))
+    }
+
     /// What a driver wrote: any 32 bits.
     pub(crate) fn written(bits: u32) -> Self {
         Self(bits)
@@ -145,7 +153,7 @@ mod tests {
     use super::*;
 
     const READY_TO_NEGOTIATE: Status = Status(1 | 2);
-    const RUNNING: Status = Status(1 | 2 | 4 | 8);
+    const RUNNING: Status = Status::RUNNING;
 
     #[test]
     fn a_driver_gets_to_driver_ok_bit_by_bit_and_in_strides() {

@@ -58,10 +58,12 @@ impl Transport {
         Self::recorded(backend, line, cache, name, Record::new()?)
     }
 
-    /// Puts a register file before `backend`, and keeps in `record` what a process that follows needs to go on.
+    /// Puts a register file before `backend`, and keeps in `record` what a process that follows needs to go on. If a former
+    /// process has left a device in there, this is the same one: if its driver uses it, it runs when this returns, and does
+    /// again what was in flight.
     ///
     /// # Errors
-    /// The process has no more descriptors; each queue needs one.
+    /// The process has no more descriptors, of which each queue needs one; or the record has no room for the queues.
     pub fn recorded(
         backend: Arc<dyn Backend>,
         line: Arc<dyn InterruptLine>,
@@ -69,16 +71,22 @@ impl Transport {
         name: &str,
         record: Record,
     ) -> io::Result<Arc<Self>> {
+        if record.ledgers(&backend.identity().queue_sizes).is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "The device's queues have too many entries"));
+        }
         let counters = Arc::<Counters>::default();
         let doorbell = Doorbell::new(backend.identity().queue_sizes.len())?;
         let interrupt = Interrupt::new(line, Arc::clone(&counters));
         // A thread's name is a C string.
-        let state = State::new(name.replace('\0', ""), backend.identity(), features(&backend, &cache), interrupt);
+        let name = name.replace('\0', "");
+        let state = State::new(name, backend.identity(), features(&backend, &cache), interrupt, record.transport());
         backend.keep(&record);
         backend.attach(Arc::clone(&state) as Arc<dyn Signals>);
         let config = ConfigSpace::new(Arc::clone(&backend));
         let lane_counters = Arc::default();
-        Ok(Arc::new(Self { backend, cache, state, doorbell, lane_counters, counters, record, config }))
+        let transport = Self { backend, cache, state, doorbell, lane_counters, counters, record, config };
+        transport.follow();
+        Ok(Arc::new(transport))
     }
 
     /// Stops the device for good. When the deferral is complete nothing is in flight and no guest
@@ -237,11 +245,11 @@ impl Transport {
             Writable::Status => return self.write_status(value),
             Writable::QueueReady => return self.write_queue_ready(value),
             Writable::QueueReset => self.write_queue_reset(value)?,
-            Writable::DeviceFeaturesSel => self.state.writable()?.features.select_offered(value),
-            Writable::DriverFeaturesSel => self.state.writable()?.features.select_accepted(value),
-            Writable::DriverFeatures => self.state.writable()?.features_to_negotiate()?.accept_word(value),
-            Writable::QueueSel => self.state.writable()?.queues.select(value),
-            Writable::QueueNum => self.state.writable()?.queue_to_set_up()?.1.set_size(value),
+            Writable::DeviceFeaturesSel => self.state.noting()?.features.select_offered(value),
+            Writable::DriverFeaturesSel => self.state.noting()?.features.select_accepted(value),
+            Writable::DriverFeatures => self.state.noting()?.features_to_negotiate()?.accept_word(value),
+            Writable::QueueSel => self.state.noting()?.queues.select(value),
+            Writable::QueueNum => self.state.noting()?.queue_to_set_up()?.1.set_size(value),
             Writable::QueueDescLow => self.set_address(Area::Desc, Half::Low, value)?,
             Writable::QueueDescHigh => self.set_address(Area::Desc, Half::High, value)?,
             Writable::QueueDriverLow => self.set_address(Area::Driver, Half::Low, value)?,
@@ -263,7 +271,7 @@ impl Transport {
     }
 
     fn set_address(&self, area: Area, half: Half, value: u32) -> Option<()> {
-        self.state.writable()?.queue_to_set_up()?.1.set_address(area, half, value);
+        self.state.noting()?.queue_to_set_up()?.1.set_address(area, half, value);
         Some(())
     }
 }
