@@ -79,6 +79,8 @@ struct Worker {
     slots: Vec<Arc<Slot>>,
     /// Of all slots, and of the buffered ring.
     ports: Vec<LocalPort>,
+    /// Whether it ever came to that.
+    serves: bool,
 }
 
 impl Pump {
@@ -86,7 +88,8 @@ impl Pump {
     /// with what a former process left unanswered.
     ///
     /// # Errors
-    /// The server is disabled again, and what was in its slots is answered where that is possible.
+    /// The server is disabled again, and what was in its slots is answered where that is possible; one that was
+    /// [attached](IoreqServer::attach) to is [released](IoreqServer::release) instead, as it was found.
     pub fn spawn(
         server: Arc<IoreqServer>,
         events: Arc<dyn EventChannels>,
@@ -94,7 +97,8 @@ impl Pump {
         ram: Arc<dyn GuestRam>,
     ) -> Result<Self, PumpError> {
         let shared = Arc::new(Shared { stopping: AtomicBool::new(false), counters: Arc::default(), bus, ram, events });
-        let mut worker = Worker { shared: Arc::clone(&shared), server, slots: Vec::new(), ports: Vec::new() };
+        let (slots, ports) = (Vec::new(), Vec::new());
+        let mut worker = Worker { shared: Arc::clone(&shared), server, slots, ports, serves: false };
         worker.bind()?;
         let thread = thread::Builder::new().name("ioreq".to_owned()).spawn(move || worker.run());
         Ok(Self { thread: Some(thread.map_err(PumpError::Thread)?), shared })
@@ -153,9 +157,13 @@ impl Worker {
         Ok(())
     }
 
-    fn run(self) {
-        for request in self.slots.iter().filter_map(Slot::adopt) {
-            self.serve(request);
+    fn run(mut self) {
+        self.serves = true;
+        for slot in &self.slots {
+            match slot.adopt() {
+                Some(request) => self.serve(request),
+                None => slot.tell_again(),
+            }
         }
         // What came before its channel was bound has no event any more.
         self.pass();
@@ -263,8 +271,11 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// However serving ends, or if it never began: no vCPU is left waiting.
+    /// However serving ends, or if it never began: no vCPU is left waiting, but for one who comes next.
     fn drop(&mut self) {
+        if !self.serves {
+            self.server.leave_to_the_next();
+        }
         if self.server.is_released() {
             return;
         }

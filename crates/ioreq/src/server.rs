@@ -7,7 +7,9 @@
 //!
 //! Order of a server's life: [`create`](IoreqServer::create), [`map`](IoreqServer::map) windows,
 //! [`Pump::spawn`](crate::Pump::spawn) (which enables it), more or fewer windows at any time,
-//! [`Pump::stop`](crate::Pump::stop) (which disables it), [`close`](IoreqServer::close).
+//! [`Pump::stop`](crate::Pump::stop) (which disables it), [`close`](IoreqServer::close). For the process that
+//! follows one that died it begins with [`attach`](IoreqServer::attach), and all windows are mapped before the pump
+//! is: the guest runs, and a request may wait in any of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use io_bus::Window;
+use rustix::io::Errno;
 
 use crate::buffered::BufferedRing;
 use crate::page::{IoreqPage, PageError, SLOTS, SlotIndex};
@@ -31,6 +34,8 @@ pub struct IoreqServer {
     vcpus: u32,
     page: Arc<IoreqPage>,
     buffered: Option<(BufferedRing, RemotePort)>,
+    /// Whether a former process made it, for a guest that runs.
+    attached: bool,
     /// Whether Xen's side is none of our business any more: destroyed, or another's.
     released: AtomicBool,
 }
@@ -85,7 +90,7 @@ impl IoreqServer {
         // Before there is anything to undo.
         let vcpus = count_vcpus(hypervisor.as_ref())?;
         let id = hypervisor.create_server(buffering).map_err(refused("create an IOREQ server"))?;
-        Self::open(Arc::clone(&hypervisor), id, vcpus, buffering).inspect_err(|_| {
+        Self::open(Arc::clone(&hypervisor), id, vcpus, buffering, false).inspect_err(|_| {
             // It was never enabled, so nobody waits for it.
             if let Err(error) = hypervisor.destroy_server(id) {
                 tracing::warn!(name: "ioreq.server_leaked", server = id.0, %error, "An IOREQ server is left behind");
@@ -93,8 +98,8 @@ impl IoreqServer {
         })
     }
 
-    /// Takes over a server that another process of this domain made and did not destroy. Its windows
-    /// are still mapped: [`adopt`](Self::adopt) them.
+    /// Takes over a server that another process of this domain made and did not destroy. The windows that are mapped
+    /// stay so; [`map`](Self::map) them all the same, to own them.
     ///
     /// # Errors
     /// There is no such server, or it cannot be mapped. It stays as it was.
@@ -104,7 +109,7 @@ impl IoreqServer {
         buffering: Buffering,
     ) -> Result<Arc<Self>, ServerError> {
         let vcpus = count_vcpus(hypervisor.as_ref())?;
-        Self::open(hypervisor, id, vcpus, buffering)
+        Self::open(hypervisor, id, vcpus, buffering, true)
     }
 
     fn open(
@@ -112,6 +117,7 @@ impl IoreqServer {
         id: ServerId,
         vcpus: u32,
         buffering: Buffering,
+        attached: bool,
     ) -> Result<Arc<Self>, ServerError> {
         let page = hypervisor.ioreq_page(id).map_err(refused("map the ioreq page"))?;
         let page = Arc::new(IoreqPage::new(page)?);
@@ -122,7 +128,7 @@ impl IoreqServer {
                 Some((BufferedRing::new(ring)?, port))
             }
         };
-        Ok(Arc::new(Self { hypervisor, id, vcpus, page, buffered, released: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { hypervisor, id, vcpus, page, buffered, attached, released: AtomicBool::new(false) }))
     }
 
     /// Its number, by which another process can [`attach`](Self::attach) to it.
@@ -130,18 +136,18 @@ impl IoreqServer {
         self.id
     }
 
-    /// Has the guest's accesses in `window` come here.
+    /// Has the guest's accesses in `window` come here. One that a former process of this server had mapped is this
+    /// process's from now on.
     ///
     /// # Errors
     /// The window overlaps one of this server's, it has 256 already, or the guest is gone.
     pub fn map(self: &Arc<Self>, window: Window) -> Result<MappedWindow, ServerError> {
-        self.hypervisor.map_window(self.id, window).map_err(refused("map a window to the IOREQ server"))?;
-        Ok(self.adopt(window))
-    }
-
-    /// Owns a window that is mapped already, by a former process.
-    pub fn adopt(self: &Arc<Self>, window: Window) -> MappedWindow {
-        MappedWindow { server: Arc::clone(self), window }
+        match self.hypervisor.map_window(self.id, window) {
+            // The former process had come so far; which windows those are, Xen does not tell.
+            Err(error) if self.attached && error.errno() == Errno::EXIST => {}
+            mapped => mapped.map_err(refused("map a window to the IOREQ server"))?,
+        }
+        Ok(MappedWindow { server: Arc::clone(self), window })
     }
 
     /// The vCPUs that have a request or an answer in their slot.
@@ -172,6 +178,13 @@ impl IoreqServer {
     /// mapped, the server stays enabled and is not destroyed.
     pub fn release(&self) {
         self.released.store(true, Ordering::Release);
+    }
+
+    /// What could not be taken over is left as it was, for the next who tries: the guest runs.
+    pub(crate) fn leave_to_the_next(&self) {
+        if self.attached {
+            self.release();
+        }
     }
 
     fn destroy_when_free(&self) -> Result<(), CloseError> {

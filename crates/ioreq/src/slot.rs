@@ -59,6 +59,25 @@ impl Slot {
         self.take_in(State::InProcess)
     }
 
+    /// Signals an answer that is not seen yet: a former process may have died before it did.
+    pub(crate) fn tell_again(&self) {
+        if self.page.copy_if(self.index, State::Answered).is_some() {
+            self.signal();
+        }
+    }
+
+    fn signal(&self) {
+        let (vcpu, counters) = (self.index.vcpu(), &self.counters);
+        if let Err(error) = self.events.notify(self.port) {
+            counters.failed_signals.add_one();
+            if error.guest_is_gone() {
+                tracing::debug!(name: "ioreq.guest_gone", vcpu, "The guest ended before it had its answer");
+            } else {
+                tracing::error!(name: "ioreq.signal_failed", vcpu, %error, "The vCPU was not told of its answer");
+            }
+        }
+    }
+
     fn take_in(self: &Arc<Self>, from: State) -> Option<InFlight> {
         let request = self.page.copy_if(self.index, from)?;
         if self.held.swap(true, Ordering::Acquire) {
@@ -92,7 +111,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let Slot { page, index, port, events, counters, held } = self.slot.as_ref();
+        let Slot { page, index, held, .. } = self.slot.as_ref();
         if self.request.wants_value() {
             page.store_data(*index, self.value);
         }
@@ -103,13 +122,6 @@ impl Drop for InFlight {
             return;
         }
         tracing::trace!(name: "ioreq.reply", vcpu = index.vcpu(), value = self.value);
-        if let Err(error) = events.notify(*port) {
-            counters.failed_signals.add_one();
-            if error.guest_is_gone() {
-                tracing::debug!(name: "ioreq.guest_gone", vcpu = index.vcpu(), "The guest ended before it had its answer");
-            } else {
-                tracing::error!(name: "ioreq.signal_failed", vcpu = index.vcpu(), %error, "The vCPU was not told of its answer");
-            }
-        }
+        self.slot.signal();
     }
 }

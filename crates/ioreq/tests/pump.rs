@@ -10,7 +10,7 @@ use common::{BASE, DEFERS, Machine, Ram, eventually, window};
 use io_bus::{Bus, Space};
 use ioreq::{Buffering, IoreqServer, Pump, PumpError};
 use rustix::io::Errno;
-use testkit::xen::{Calls, DmOp, FakeXen, Fault, Flags, Ioreq, STATE_INPROCESS};
+use testkit::xen::{Calls, DmOp, FakeXen, Fault, Flags, Ioreq, STATE_INPROCESS, STATE_RESPONSE};
 
 #[test]
 fn a_write_answered_later_holds_up_its_own_vcpu_only() {
@@ -144,6 +144,21 @@ fn a_request_taken_by_a_process_that_died_is_answered_by_the_next() {
 }
 
 #[test]
+fn an_answer_that_a_process_gave_and_died_before_it_signalled_is_signalled_by_the_next() {
+    let machine = Machine::new(1);
+    let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
+    let writer = machine.write_from(0, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    machine.die();
+    let answered = Ioreq { addr: DEFERS, flags: Flags::default(), ..Ioreq::default() };
+    xen.slot(id, 0).put(answered, STATE_RESPONSE);
+    let next = Machine::attach(Arc::clone(&xen), id);
+    writer.join().unwrap();
+    assert_eq!(next.pump.counts().requests, 0);
+    drop(held);
+}
+
+#[test]
 fn a_released_server_stays_with_its_windows_for_the_next() {
     let machine = Machine::new(1);
     let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
@@ -156,16 +171,37 @@ fn a_released_server_stays_with_its_windows_for_the_next() {
 
 #[test]
 fn a_pump_that_cannot_bind_leaves_the_server_disabled_and_nobody_waiting() {
-    let xen = FakeXen::new(2);
-    let first = Machine::on(Arc::clone(&xen), Buffering::Off);
-    let writer = first.write_from(1, BASE, 1);
-    writer.join().unwrap();
-    // Its ports are bound by the first pump.
-    let server = IoreqServer::attach(xen.hypervisor(), first.server.id(), Buffering::Off).unwrap();
-    let second = Pump::spawn(Arc::clone(&server), xen.channels(), Bus::new(), Arc::<Ram>::default());
-    assert!(matches!(second.err(), Some(PumpError::Bind { vcpu: 0, source }) if source.errno() == Errno::INVAL));
+    let xen = FakeXen::new(1);
+    let server = IoreqServer::create(xen.hypervisor(), Buffering::Off).unwrap();
+    let mapped = server.map(window(BASE)).unwrap();
+    let channels = xen.channels();
+    channels.fail_next_bind(Errno::NOMEM);
+    let pump = Pump::spawn(Arc::clone(&server), channels, Bus::new(), Arc::<Ram>::default());
+    assert!(matches!(pump.err(), Some(PumpError::Bind { vcpu: 0, source }) if source.errno() == Errno::NOMEM));
     assert!(!xen.is_enabled(server.id()));
-    server.release();
+    drop((mapped, server));
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn a_pump_that_cannot_bind_what_a_former_process_left_leaves_it_for_the_next_to_try() {
+    let machine = Machine::new(2);
+    let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
+    let writer = machine.write_from(1, DEFERS, 0);
+    let held = machine.device.take_deferred(1);
+    machine.die();
+    let server = IoreqServer::attach(xen.hypervisor(), id, Buffering::Off).unwrap();
+    let channels = xen.channels();
+    channels.fail_next_bind(Errno::NOMEM);
+    let pump = Pump::spawn(Arc::clone(&server), channels, Bus::new(), Arc::<Ram>::default());
+    assert!(matches!(pump.err(), Some(PumpError::Bind { .. })));
+    drop(server);
+    assert!(xen.is_enabled(id));
+    assert_eq!((xen.windows(id), xen.slot(id, 1).get().0), (vec![window(BASE)], STATE_INPROCESS));
+    let next = Machine::attach(Arc::clone(&xen), id);
+    drop(next.device.take_deferred(1));
+    writer.join().unwrap();
+    drop(held);
 }
 
 #[test]

@@ -99,6 +99,26 @@ fn a_server_that_does_not_exist_cannot_be_attached_to() {
 }
 
 #[test]
+fn windows_of_a_former_process_are_owned_by_the_next_whether_they_were_mapped_or_not() {
+    let machine = Machine::new(1);
+    let (xen, id) = (Arc::clone(&machine.xen), machine.server.id());
+    machine.die();
+    let next = Machine::attach(Arc::clone(&xen), id);
+    let second = next.server.map(window(BASE + 0x200)).unwrap();
+    assert_eq!(xen.windows(id), [window(BASE), window(BASE + 0x200)]);
+    drop(second);
+    drop(next);
+    assert_eq!(xen.servers(), []);
+}
+
+#[test]
+fn a_window_that_is_mapped_twice_by_one_process_is_refused() {
+    let machine = Machine::new(1);
+    let twice = machine.server.map(window(BASE)).err();
+    assert!(matches!(twice, Some(ServerError::Xen { source, .. }) if source.errno() == Errno::EXIST));
+}
+
+#[test]
 fn a_ring_cannot_be_had_from_a_server_made_without() {
     let xen = FakeXen::new(1);
     let server = IoreqServer::create(xen.hypervisor(), Buffering::Off).unwrap();

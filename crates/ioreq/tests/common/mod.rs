@@ -115,7 +115,7 @@ impl Machine {
     /// As another process that knows the server's number.
     pub(crate) fn attach(xen: Arc<FakeXen>, id: ioreq::ServerId) -> Self {
         let server = IoreqServer::attach(xen.hypervisor(), id, Buffering::Off).unwrap();
-        let window = server.adopt(window(BASE));
+        let window = server.map(window(BASE)).unwrap();
         Self::serve(xen, server, window)
     }
 

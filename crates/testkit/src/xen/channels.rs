@@ -1,8 +1,9 @@
 //! Event channels, with Xen at one end and an open /dev/xen/evtchn at the other.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use ioreq::{EventChannels, LocalPort, RemotePort, Wake, XenError};
 use rustix::io::Errno;
@@ -31,6 +32,7 @@ pub(super) struct Queue {
     overflowed: bool,
     interrupted: bool,
     calls: Calls,
+    failing_binds: VecDeque<Errno>,
     failing_notifies: VecDeque<Errno>,
     failing_waits: VecDeque<Errno>,
 }
@@ -56,6 +58,7 @@ pub struct Calls {
 pub struct FakeChannels {
     xen: Arc<FakeXen>,
     id: u32,
+    killed: AtomicBool,
 }
 
 impl FakeChannels {
@@ -67,7 +70,7 @@ impl FakeChannels {
             state.queues.insert(id, Queue::default());
             id
         };
-        Self { xen, id }
+        Self { xen, id, killed: AtomicBool::new(false) }
     }
 
     /// The system calls so far.
@@ -87,6 +90,11 @@ impl FakeChannels {
             queue.overflowed = true;
         });
         self.xen.to_backend.notify_all();
+    }
+
+    /// Makes the next binding of a channel fail.
+    pub fn fail_next_bind(&self, errno: Errno) {
+        self.with(|queue| queue.failing_binds.push_back(errno));
     }
 
     /// Makes the next signal to the guest fail.
@@ -117,6 +125,21 @@ impl FakeChannels {
         self.xen.to_backend.notify_all();
     }
 
+    /// As [`close`](Self::close), and whoever uses this never comes back from it: a process that is killed does nothing
+    /// more. Threads that this stops are lost to the test.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// What is said of a closed file. The threads of a killed process end here.
+    fn closed(&self) -> XenError {
+        while self.killed.load(Ordering::Acquire) {
+            thread::park();
+        }
+        XenError::new(Errno::BADF)
+    }
+
     fn with<T>(&self, op: impl FnOnce(&mut Queue) -> T) -> T {
         op(self.xen.lock().queues.get_mut(&self.id).expect("open"))
     }
@@ -127,6 +150,9 @@ impl EventChannels for FakeChannels {
         let mut state = self.xen.lock();
         if state.dying {
             return Err(XenError::new(Errno::SRCH));
+        }
+        if let Some(errno) = state.queues.get_mut(&self.id).expect("open").failing_binds.pop_front() {
+            return Err(XenError::new(errno));
         }
         let local = state.new_port();
         let channel = state.channels.get_mut(&remote.0).ok_or(XenError::new(Errno::INVAL))?;
@@ -146,7 +172,7 @@ impl EventChannels for FakeChannels {
     fn wait(&self, fired: &mut [LocalPort]) -> Result<Wake, XenError> {
         let mut state = self.xen.lock();
         loop {
-            let queue = state.queues.get_mut(&self.id).ok_or(XenError::new(Errno::BADF))?;
+            let Some(queue) = state.queues.get_mut(&self.id) else { break };
             if let Some(errno) = queue.failing_waits.pop_front() {
                 return Err(XenError::new(errno));
             }
@@ -166,15 +192,22 @@ impl EventChannels for FakeChannels {
             }
             state = self.xen.to_backend.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        drop(state);
+        Err(self.closed())
     }
 
     fn unmask(&self, ports: &[LocalPort]) -> Result<(), XenError> {
-        self.with(|queue| {
+        {
+            let mut state = self.xen.lock();
+            let Some(queue) = state.queues.get_mut(&self.id) else {
+                drop(state);
+                return Err(self.closed());
+            };
             queue.calls.unmasks += 1;
             for port in ports {
                 queue.unmask(port.0);
             }
-        });
+        }
         self.xen.to_backend.notify_all();
         Ok(())
     }
@@ -182,7 +215,10 @@ impl EventChannels for FakeChannels {
     fn notify(&self, port: LocalPort) -> Result<(), XenError> {
         let mut state = self.xen.lock();
         let dying = state.dying;
-        let queue = state.queues.get_mut(&self.id).ok_or(XenError::new(Errno::BADF))?;
+        let Some(queue) = state.queues.get_mut(&self.id) else {
+            drop(state);
+            return Err(self.closed());
+        };
         queue.calls.notifies += 1;
         let failure = queue.failing_notifies.pop_front();
         let Some(remote) = queue.ports.get(&port.0).map(|port| port.remote) else {
