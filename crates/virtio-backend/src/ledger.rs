@@ -68,13 +68,14 @@ impl Ledger {
         store(&self.memory, self.at, IN_SERVICE | u64::from(next_used));
     }
 
-    /// Where a former process left the queue; `None` if it has never been in service. `shown` is the used ring's index as
-    /// the driver sees it, `used` the head in the entry of an index.
+    /// Where a former process left the queue, which has `size` entries; `None` if it has never been in service. `shown` is
+    /// the used ring's index as the driver sees it, `used` the head in the entry of an index.
     ///
     /// # Errors
     /// The driver has changed what is the device's to write.
     pub(crate) fn resume(
         &mut self,
+        size: u16,
         shown: u16,
         used: impl Fn(u16) -> Option<u32>,
     ) -> Result<Option<Left>, GuestFault> {
@@ -85,15 +86,16 @@ impl Ledger {
         #[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
         let known = word as u16;
         let ahead = shown.wrapping_sub(known);
-        if ahead > self.size {
+        if ahead > size {
             return Err(GuestFault::Setup("the index of a used ring is not where the device left it"));
         }
         for index in (0..ahead).map(|nth| known.wrapping_add(nth)) {
-            let head = used(index).and_then(|head| u16::try_from(head).ok()).filter(|head| *head < self.size);
+            let head = used(index).and_then(|head| u16::try_from(head).ok()).filter(|head| *head < size);
             self.set(head.ok_or(GuestFault::Setup("a used ring has an entry that the device did not make"))?, 0);
         }
         self.begin(shown);
-        let mut held: Vec<_> = (0..self.size).map(|head| (self.get(head), head)).filter(|(when, _)| *when != 0).collect();
+        let mut held: Vec<_> =
+            (0..self.size).map(|head| (self.get(head), head)).filter(|(when, _)| *when != 0).collect();
         held.sort_unstable();
         self.next = held.last().map_or(1, |(when, _)| when.wrapping_add(1).max(1));
         Ok(Some(Left { next_used: shown, in_flight: held.into_iter().map(|(_, head)| head).collect() }))

@@ -131,7 +131,7 @@ impl Ring {
             let slot = u64::from(index.checked_rem(setup.size)?);
             ring.view.get::<u32>(used_ring.wrapping_add(4 + 8 * slot)).ok().map(u32::from_le)
         };
-        match ledger.resume(shown, element)? {
+        match ledger.resume(setup.size, shown, element)? {
             None => ledger.begin(setup.position.next_used),
             Some(left) => ring.carry_on(left),
         }
@@ -479,8 +479,10 @@ impl Ring {
 
     /// How far the queue has been worked.
     pub fn position(&self) -> RingPosition {
-        // No more than there are entries, of which there are at most 32,768.
-        let kept = u16::try_from(self.batch.len()).unwrap_or(u16::MAX);
+        // No more than there are entries, of which there are at most 32,768. What a former process had in flight lies before
+        // all that it had not looked at.
+        let kept = self.batch.iter().filter(|request| !request.is_replay).count();
+        let kept = u16::try_from(kept).unwrap_or(u16::MAX);
         RingPosition { next_avail: self.queue.next_avail().wrapping_sub(kept), next_used: self.queue.next_used() }
     }
 
