@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Owner, Record, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::counters::Counters;
 use crate::host;
+use crate::kept::Kept;
 use crate::worker::VsockWorker;
 use crate::{Config, ConfigError};
 
@@ -20,7 +21,7 @@ const F_STREAM: u64 = 1 << 0;
 const F_NO_IMPLIED_STREAM: u64 = 1 << 2;
 
 /// Entries of the queues for packets and for events. Linux' receive buffers have 4 KiB, so this is 1 MiB under way. That
-/// for events has as many, though there are none: front-ends of vhost-user give all of a device's queues one size.
+/// for events has as many, though there are hardly any: front-ends of vhost-user give all of a device's queues one size.
 const QUEUE_SIZES: [u16; 3] = [256; 3];
 
 /// Bytes that a chain may describe: four times what the guest may send in one packet, and more than any driver's
@@ -43,6 +44,7 @@ pub(crate) struct Place {
 pub struct Vsock {
     identity: Identity,
     place: Arc<Place>,
+    kept: Kept,
 }
 
 impl Backend for Vsock {
@@ -56,12 +58,22 @@ impl Backend for Vsock {
     }
 
     fn start(&self, _lane: usize, _features: u64) -> io::Result<Box<dyn Worker>> {
-        Ok(Box::new(VsockWorker::new(Arc::clone(&self.place))?))
+        // One lane, and so once for each driver.
+        let was_interrupted = self.kept.begin_use();
+        Ok(Box::new(VsockWorker::new(Arc::clone(&self.place), was_interrupted)?))
     }
 
     /// A driver that says streams are not implied must ask for them: there is nothing else here.
     fn accepts(&self, features: u64) -> bool {
         features & F_STREAM != 0 || features & F_NO_IMPLIED_STREAM == 0
+    }
+
+    fn negotiated(&self, _features: u64) {
+        self.kept.begin_anew();
+    }
+
+    fn keep(&self, record: &Record) {
+        self.kept.keep(record);
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -117,7 +129,7 @@ impl Kind for Vsock {
             max_chain_bytes: MAX_CHAIN,
         };
         let place = Place { cid: config.cid, socket, listener, counters: Counters::default() };
-        Ok(Arc::new(Self { identity, place: Arc::new(place) }))
+        Ok(Arc::new(Self { identity, place: Arc::new(place), kept: Kept::default() }))
     }
 
     fn close(config: &Config, _owner: &Owner) {

@@ -10,6 +10,7 @@
 //!   never listens has a bounded number of connections, each with bounded memory.
 //! - Data moves between guest memory and sockets directly. Only what a socket does not take is kept, and never more
 //!   than the guest was given credit for.
+//! - Connections end with the process. If it died, the next one tells the guest so: see `interruption`.
 
 mod backlog;
 mod config;
@@ -23,6 +24,8 @@ mod from_host;
 mod greeting;
 mod host;
 mod hub;
+mod interruption;
+mod kept;
 mod packet;
 mod table;
 mod to_guest;

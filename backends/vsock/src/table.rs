@@ -26,8 +26,9 @@ const ROOMY: u32 = 256 << 10;
 /// The same for those that come when there are many.
 const NARROW: u32 = 16 << 10;
 
-/// The token of a deadline that belongs to no connection; no key has it.
+/// The tokens of deadlines that belong to no connection; no key has them.
 pub(crate) const LISTENER: u64 = 0;
+const EVENT: u64 = 1;
 
 /// The connections of one guest.
 pub(crate) struct Table {
@@ -48,6 +49,7 @@ const HOST_PORTS: std::ops::Range<u32> = 1 << 30..1 << 31;
 pub(crate) enum Past {
     Connection(Key),
     Listener,
+    Event,
 }
 
 impl Table {
@@ -163,13 +165,18 @@ impl Table {
         self.deadlines.add(moment, LISTENER);
     }
 
+    /// Sets the deadline of the guest's hearing of an event.
+    pub(crate) fn set_event_deadline(&mut self, moment: Instant) {
+        self.deadlines.add(moment, EVENT);
+    }
+
     /// Takes one whose deadline has passed.
     pub(crate) fn take_past(&mut self, now: Instant) -> Option<Past> {
-        let token = self.deadlines.take_past(now)?;
-        if token == LISTENER {
-            return Some(Past::Listener);
-        }
-        let key = key(token);
+        let key = match self.deadlines.take_past(now)? {
+            LISTENER => return Some(Past::Listener),
+            EVENT => return Some(Past::Event),
+            token => key(token),
+        };
         if let Some(connection) = self.connections.get_mut(key) {
             connection.deadline = None;
         }

@@ -9,20 +9,24 @@ use virtio_backend::{Bell, Fault, Ring, Wake, Worker};
 
 use crate::device::Place;
 use crate::hub::Hub;
+use crate::interruption::Interruption;
 
-/// Works the three queues. Dropped at reset, when all connections close with it (virtio 1.2 §5.10.6.7 has an event for
-/// migration only; none is ever sent).
+/// Works the three queues. Dropped at reset, when all connections close with it.
 pub(crate) struct VsockWorker {
     hub: Hub,
+    interruption: Interruption,
     /// Rung by the worker itself, for another pass.
     again: Bell,
 }
 
 impl VsockWorker {
+    /// One whose guest is to be told first, if `was_interrupted`, that its connections are gone.
+    ///
     /// # Errors
     /// The host has no descriptor for it.
-    pub(crate) fn new(place: Arc<Place>) -> io::Result<Self> {
-        Ok(Self { hub: Hub::new(place)?, again: Bell::new()? })
+    pub(crate) fn new(place: Arc<Place>, was_interrupted: bool) -> io::Result<Self> {
+        let interruption = if was_interrupted { Interruption::Untold } else { Interruption::None };
+        Ok(Self { hub: Hub::new(place)?, interruption, again: Bell::new()? })
     }
 
     /// The driver's packets, unless there is no room left for the answers.
@@ -41,7 +45,7 @@ impl Worker for VsockWorker {
     /// Whatever woke it, all have a turn: a packet either way may make room for others.
     fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
         let [rx, tx, event] = rings else { return Err(Fault::Bug("a socket device has three queues".to_owned())) };
-        // Buffers are taken when there is something to put into them, and of events there are none.
+        // Buffers are taken when there is something to put into them.
         rx.decline_kicks()?;
         event.decline_kicks()?;
         let more_news = match wake {
@@ -51,6 +55,12 @@ impl Worker for VsockWorker {
         };
         let now = Instant::now();
         self.hub.catch_up(now);
+        if !self.interruption.is_over(event, &mut self.hub.table, now)? {
+            if more_news {
+                self.again.ring();
+            }
+            return self.hub.table.arm(now).map_err(host_fault);
+        }
         let stood_still = self.hub.is_out_of_resources();
         self.serve(tx)?;
         let more_callers = self.hub.let_in();
@@ -60,6 +70,10 @@ impl Worker for VsockWorker {
             self.again.ring();
         }
         Ok(())
+    }
+
+    fn drain(&mut self, rings: &mut [Ring]) -> Result<(), Fault> {
+        rings.last_mut().map_or(Ok(()), |event| self.interruption.give_back(event))
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {

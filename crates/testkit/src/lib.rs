@@ -6,5 +6,6 @@ pub mod driver;
 pub mod grants;
 pub mod memory;
 mod pages;
+pub mod record;
 pub mod xen;
 pub mod xenstored;

@@ -1,9 +1,10 @@
 //! What the tests stand on: a guest whose driver is written by hand, and the host's directory of sockets.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use guest_memory::{Budget, MapCache};
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Registers, status};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Kind, Owner};
+use testkit::record::left_behind;
+use virtio_backend::{Backend, Kind, Owner, Record};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_vsock::{Config, Vsock};
 
@@ -45,6 +47,7 @@ const MEMORY: u64 = 16 << 20;
 const QUEUE: u64 = 0x1_0000;
 pub const TX_DATA: u64 = BASE + (1 << 20);
 pub const RX_DATA: u64 = BASE + (4 << 20);
+pub const EVENT_DATA: u64 = BASE + (8 << 20);
 
 /// Entries of the queues as this driver has them.
 pub const RX_ENTRIES: u16 = 64;
@@ -157,6 +160,9 @@ pub struct Guest {
     pub memory: FakeForeignMemory,
     pub transport: Arc<Transport>,
     pub device: Arc<dyn Backend>,
+    record: Record,
+    /// What the device is made of, for the process that follows.
+    listener: OwnedFd,
     pub rx: RawQueue,
     pub tx: RawQueue,
     pub event: RawQueue,
@@ -177,14 +183,28 @@ impl Guest {
 
     pub fn without_buffers() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (device, socket) = open(folder.path());
+        let (config, listener) = opened(folder.path());
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
-        let cache = MapCache::new(memory.clone(), Budget::default());
-        let transport = Transport::new(Arc::clone(&device), Arc::new(NoLine), cache, "vsock").unwrap();
+        let record = Record::new().unwrap();
+        let (device, transport) = serve(&config, &listener, &memory, &record);
+        let socket = config.socket.unwrap();
         let [rx, tx, event] = [(0, RX_ENTRIES), (1, RX_ENTRIES), (2, 4)]
             .map(|(index, entries)| RawQueue::new(memory.clone(), BASE + index * QUEUE, entries));
-        let guest =
-            Self { memory, transport, device, rx, tx, event, socket, buffers: Vec::new(), rx_seen: 0, _folder: folder };
+        let (buffers, rx_seen) = (Vec::new(), 0);
+        let guest = Self {
+            memory,
+            transport,
+            device,
+            record,
+            listener,
+            rx,
+            tx,
+            event,
+            socket,
+            buffers,
+            rx_seen,
+            _folder: folder,
+        };
         guest.bring_up();
         guest
     }
@@ -195,6 +215,27 @@ impl Guest {
             self.transport.set_up_queue(index, queue);
         }
         self.transport.add_status(status::DRIVER_OK);
+    }
+
+    /// The process is killed, and another one goes on with the device.
+    pub fn kill(&mut self) {
+        // Of a process that is killed nothing is given back any more.
+        let (record, mut queues) = (left_behind(&self.record), vec![0; 3 * QUEUE as usize]);
+        self.memory.read(BASE, &mut queues);
+        let (ended, end) = mpsc::channel();
+        self.transport.stop().then(move || ended.send(()).unwrap());
+        end.recv_timeout(PATIENCE).expect("the end of the old process");
+        self.memory.write(BASE, &queues);
+        let config = Config { cid: CID, socket: Some(self.socket.clone()) };
+        (self.device, self.transport) = serve(&config, &self.listener, &self.memory, &record);
+        self.record = record;
+    }
+
+    /// The driver gives a buffer for events, in this descriptor.
+    pub fn offer_event_buffer(&self, head: u16, len: u32) {
+        self.event.write_chain(head, &[Descriptor::writable(EVENT_DATA + 16 * u64::from(head), len)]);
+        self.event.publish(head);
+        self.transport.notify(2);
     }
 
     /// The driver takes a device that was reset into use.
@@ -398,9 +439,27 @@ impl Guest {
 
 /// Opens the device in a folder, as the program does.
 pub fn open(folder: &Path) -> (Arc<dyn Backend>, PathBuf) {
+    let (config, listener) = opened(folder);
+    (Vsock::make(&config, vec![listener]).unwrap(), config.socket.unwrap())
+}
+
+fn opened(folder: &Path) -> (Config, OwnedFd) {
     let mut config = Config { cid: CID, ..Config::default() };
-    let descriptors = Vsock::open(&mut config, &owner(folder)).unwrap();
-    (Vsock::make(&config, descriptors).unwrap(), config.socket.unwrap())
+    let mut descriptors = Vsock::open(&mut config, &owner(folder)).unwrap();
+    (config, descriptors.remove(0))
+}
+
+/// Serves the device as a process does that is handed all this.
+fn serve(
+    config: &Config,
+    listener: &OwnedFd,
+    memory: &FakeForeignMemory,
+    record: &Record,
+) -> (Arc<dyn Backend>, Arc<Transport>) {
+    let device = Vsock::make(config, vec![listener.try_clone().unwrap()]).unwrap();
+    let cache = MapCache::new(memory.clone(), Budget::default());
+    let transport = Transport::recorded(Arc::clone(&device), Arc::new(NoLine), cache, "vsock", record.clone());
+    (device, transport.unwrap())
 }
 
 pub fn owner(folder: &Path) -> Owner {

@@ -19,3 +19,4 @@ mod ending;
 mod flow;
 mod host_end;
 mod hostile;
+mod interruption;
