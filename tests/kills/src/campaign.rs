@@ -1,0 +1,130 @@
+//! One guest, and thousands of workers one after the other.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+use anyhow::{Context, Result, anyhow};
+use guest_memory::SharedMemory;
+use rustix::event::{EventfdFlags, eventfd};
+use virtio_backend::Record;
+
+use crate::broker::Broker;
+use crate::bus::Bus;
+use crate::guest::{Guest, Tally};
+use crate::layout::BYTES;
+use crate::oracle::SECTOR;
+use crate::stage::Stage;
+
+/// Sectors of the disk: so few that requests often meet.
+const SECTORS: usize = 2048;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// The program that serves as a worker if its one argument is [`WORD`](crate::WORD).
+    pub program: PathBuf,
+    /// Where the image is made, for as long as it takes.
+    pub folder: PathBuf,
+    /// How often to kill.
+    pub kills: u64,
+    /// What chance decides follows from it; when what happens in the worker, it does not.
+    pub seed: u64,
+    /// As if the broker did not keep the record: each worker gets an empty one. Has to be found out.
+    pub forgets: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Workers killed.
+    pub kills: u64,
+    /// What the guest has seen.
+    pub tally: Tally,
+    /// From kills to the first request that the next worker answered, as the guest saw it, shortest first: of those kills
+    /// before which it was decided to wait for that.
+    pub felt: Vec<Duration>,
+    /// How long all of it took.
+    pub took: Duration,
+}
+
+impl Campaign {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The guest has met what no driver may meet, or the host does not give what it takes.
+    pub fn run(&self) -> Result<Report> {
+        let started = Instant::now();
+        let image = tempfile::tempfile_in(&self.folder).context("Cannot make an image")?;
+        image.set_len((SECTORS * SECTOR) as u64).context("Cannot make an image")?;
+        let memory = Arc::new(SharedMemory::new("kills-guest", BYTES).context("Cannot make a guest's memory")?);
+        let interrupt = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        let (bus, stage) = (Bus::default(), Stage::default());
+        let guest = Guest::new(&bus, &stage, &memory, interrupt.try_clone()?, SECTORS, random.fork());
+        let mut broker = Broker {
+            program: self.program.clone(),
+            memory: Arc::clone(&memory),
+            record: Record::new()?,
+            forgets: self.forgets,
+            image: image.try_clone()?,
+            interrupt,
+            random: random.fork(),
+        };
+        let (lived, killed) = thread::scope(|scope| {
+            let guest = scope.spawn(|| guest.live().inspect_err(|_| stage.fail()));
+            let last = broker.kill(self.kills, &bus, &stage).inspect_err(|_| stage.fail());
+            stage.end();
+            let lived = guest.join().unwrap_or_else(|_panic| Err(anyhow!("The guest panicked")));
+            (lived, last.and_then(|last| last.kill()))
+        });
+        let (tally, mut oracle) = match (lived, killed) {
+            (Ok(lived), Ok(_)) => lived,
+            (Err(guest), Err(broker)) => return Err(anyhow!("{guest:#}\nThe broker: {broker:#}")),
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        oracle.check_all(&read(&image)?).context("The image at the end")?;
+        let mut felt = stage.felt();
+        felt.sort_unstable();
+        Ok(Report { kills: self.kills, tally, felt, took: started.elapsed() })
+    }
+}
+
+fn read(image: &File) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; SECTORS * SECTOR];
+    image.read_exact_at(&mut bytes, 0).context("Cannot read the image")?;
+    Ok(bytes)
+}
+
+impl Report {
+    /// The time that so many in a hundred kills were felt at most.
+    pub fn percentile(&self, percent: usize) -> Option<Duration> {
+        let last = self.felt.len().checked_sub(1)?;
+        self.felt.get(last * percent / 100).copied()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kills, tally, felt, took } = self;
+        let Tally { answers, abandoned, resets, accesses, interrupts } = tally;
+        writeln!(
+            f,
+            "{kills} kills in {:.0} s: {answers} requests answered, {abandoned} taken back by {resets} resets, {accesses} register \
+             accesses, {interrupts} interrupts; all as it should be",
+            took.as_secs_f64(),
+        )?;
+        let of = |percent| self.percentile(percent).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
+        write!(
+            f,
+            "from kill to first answer: p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms ({} times)",
+            of(50),
+            of(99),
+            of(100),
+            felt.len(),
+        )
+    }
+}

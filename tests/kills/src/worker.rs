@@ -1,0 +1,66 @@
+//! The process that is killed: the real disk and the real register file, over a guest's memory and a record that were there
+//! before it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use guest_memory::{Budget, MapCache, PlainMemory, SharedMemory};
+use io_bus::{Device, Written};
+use virtio_backend::Record;
+use virtio_disk::{Config, Disk, Image};
+use virtio_mmio::{InterruptLine, Transport};
+
+use crate::layout::{BASE, BYTES, QUEUES};
+use crate::wire;
+
+/// The word on the command line that makes a process a worker.
+pub const WORD: &str = "worker";
+
+/// An eventfd in the place of an interrupt controller.
+struct Line(OwnedFd);
+
+impl InterruptLine for Line {
+    fn raise(&self) -> io::Result<()> {
+        rustix::io::write(&self.0, &1u64.to_ne_bytes())?;
+        Ok(())
+    }
+}
+
+/// Serves the disk until it is killed, or nobody makes accesses any more. Standard input is the socket of the accesses,
+/// standard output the eventfd of the interrupt.
+///
+/// # Errors
+/// What it was handed is not what a worker needs.
+pub fn serve() -> Result<()> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let line = Line(io::stdout().as_fd().try_clone_to_owned()?);
+    let [memory, record, image] = wire::receive(&socket)?;
+    let memory = Arc::new(SharedMemory::of(memory, 0, BYTES).context("Cannot map the guest's memory")?);
+    let cache = MapCache::new(PlainMemory::new([(BASE, memory as _)])?, Budget::default());
+    let config = Config { queues: Some(QUEUES), ..Config::default() };
+    let disk = Disk::new(&config, Image::from_file(image.into(), "the image")?)?;
+    let transport = Transport::recorded(Arc::new(disk), Arc::new(line), cache, "disk", Record::of(record)?)?;
+    let socket = Arc::new(socket);
+    // An access that cannot be taken is the end: whoever makes them has gone.
+    while let Ok(access) = wire::take(&socket) {
+        let Some(value) = access.value else {
+            let mut bytes = [0; 8];
+            transport.read(access.offset, bytes.get_mut(..access.len).unwrap_or_default());
+            wire::answer(&socket, u64::from_le_bytes(bytes))?;
+            continue;
+        };
+        let bytes = value.to_le_bytes();
+        match transport.write(access.offset, bytes.get(..access.len).unwrap_or_default()) {
+            Written::Now => wire::answer(&socket, 0)?,
+            Written::Later(deferral) => {
+                let socket = Arc::clone(&socket);
+                // Nobody waits for the answer if it cannot be given.
+                deferral.then(move || drop(wire::answer(&socket, 0)));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! A guest whose disk is killed all the time.
+
+#![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
+
+use std::env;
+
+use kills::Campaign;
+
+fn campaign(kills: u64) -> Campaign {
+    let seed = env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("SEED={seed}");
+    let folder = env!("CARGO_TARGET_TMPDIR").into();
+    Campaign { program: env!("CARGO_BIN_EXE_kills").into(), folder, kills, seed, forgets: false }
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_disk_is_killed() {
+    let report = campaign(5000).run().unwrap();
+    println!("{report}");
+    // With less the kills would have struck a device that does nothing.
+    assert!(report.tally.answers > 5000 && report.tally.resets > 50, "{report}");
+}
+
+#[test]
+fn a_guest_notices_when_nobody_keeps_the_record() {
+    let found = Campaign { forgets: true, ..campaign(50) }.run().unwrap_err();
+    assert!(format!("{found:#}").starts_with("The guest after"), "{found:#}");
+}
