@@ -8,8 +8,10 @@ KINDS := disk net console rng vsock
 EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 # `make lab CASE="rw ext4"` runs these cases only, and so does `make vmm`.
 CASE ?=
-# `make soak`: seconds of search, different states of each disk after a power cut, and what chance starts from.
+# `make soak`: seconds of search, kills of a disk's process, different states of each disk after a power cut, and what
+# chance starts from.
 SECONDS ?= 600
+KILLS ?= 100000
 STATES ?= 20000
 SEED ?= 1
 # What `make bench-lab` compares with: a revision as git names it.
@@ -49,8 +51,9 @@ bench: deps ## Measure what it costs on this machine, beside other programs; one
 bench-lab: deps ## Count what one guest I/O costs, beside other backends and revision BASE (the last release); one part with CASE=disk
 	@BASE="$(BASE)" tests/lab/bench $(CASE)
 
-soak: deps ## Search for what the tests do not find: SECONDS of drivers of any kind, then STATES of disks after power cuts
+soak: deps ## Search for what the tests do not find: SECONDS of drivers of any kind, KILLS of a disk, STATES of disks after power cuts
 	@tests/fuzz/soak $(SECONDS)
+	$(CARGO) run --profile fuzz --quiet -p kills -- --kills $(KILLS) --seed $(SEED)
 	@STATES=$(STATES) SEED=$(SEED) ROUNDS=100 LIMIT=86400 tests/lab/vmm/run power-cut
 
 build: ## Build the program for this machine

@@ -110,10 +110,10 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kills, tally, felt, took } = self;
-        let Tally { answers, abandoned, resets, accesses, interrupts } = tally;
+        let Tally { answers, abandoned, resets, queue_resets, accesses, interrupts } = tally;
         writeln!(
             f,
-            "{kills} kills in {:.0} s: {answers} requests answered, {abandoned} taken back by {resets} resets, {accesses} register \
+            "{kills} kills in {:.0} s: {answers} requests answered, {abandoned} taken back by {resets} resets and {queue_resets} of one queue, {accesses} register \
              accesses, {interrupts} interrupts; all as it should be",
             took.as_secs_f64(),
         )?;

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DRIVER_FEATURES,
@@ -37,11 +37,15 @@ const IN_USE: u32 =
 
 /// What every driver here takes.
 const ALWAYS: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_RING_RESET
     | 1 << VIRTIO_BLK_F_FLUSH
     | 1 << VIRTIO_BLK_F_CONFIG_WCE
     | 1 << VIRTIO_BLK_F_MQ
     | 1 << VIRTIO_BLK_F_DISCARD
     | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+
+/// The register QueueReset (§4.2.2).
+const QUEUE_RESET: u32 = 0x0c0;
 
 /// Where `writeback` is in configuration space (§5.2.4).
 const WRITEBACK: u32 = 32;
@@ -64,6 +68,8 @@ pub struct Tally {
     pub abandoned: u64,
     /// Resets of the device.
     pub resets: u64,
+    /// Resets of single queues.
+    pub queue_resets: u64,
     /// Register accesses.
     pub accesses: u64,
     /// Interrupts.
@@ -80,6 +86,8 @@ pub(crate) struct Guest<'a> {
     random: fastrand::Rng,
     /// Requests that each queue has at a time, at most.
     depth: u16,
+    /// What the driver has agreed on.
+    features: RingFeatures,
     /// What configuration space has to say of the cache.
     writeback: u64,
     tally: Tally,
@@ -98,7 +106,18 @@ impl<'a> Guest<'a> {
         let line =
             |index| Line { queue: Queue::new(Arc::clone(memory), index), asked: (0..SLOTS).map(|_| None).collect() };
         let (lines, oracle) = ((0..QUEUES).map(line).collect(), Oracle::new(sectors));
-        Self { bus, stage, interrupt, lines, oracle, random, depth: 1, writeback: 0, tally: Tally::default() }
+        Self {
+            bus,
+            stage,
+            interrupt,
+            lines,
+            oracle,
+            random,
+            depth: 1,
+            features: RingFeatures::default(),
+            writeback: 0,
+            tally: Tally::default(),
+        }
     }
 
     /// Uses the disk until there are no more kills to come, and then reads all of it. Returns what was seen, and what the disk
@@ -121,8 +140,9 @@ impl<'a> Guest<'a> {
         while !self.stage.is_ending() {
             match self.random.u32(0..100) {
                 0..3 => self.start_again()?,
-                3..6 => self.switch_cache()?,
-                6..20 => self.check_registers()?,
+                3..6 => self.reset_queue()?,
+                6..9 => self.switch_cache()?,
+                9..20 => self.check_registers()?,
                 _ => {}
             }
             self.submit()?;
@@ -165,12 +185,13 @@ impl Guest<'_> {
             status |= bit;
             self.write(VIRTIO_MMIO_STATUS, status)?;
         }
-        let features = self.negotiate()?;
+        self.features = RingFeatures { event_idx: self.random.bool(), indirect: self.random.bool() };
+        self.negotiate()?;
         status |= VIRTIO_CONFIG_S_FEATURES_OK;
         self.write(VIRTIO_MMIO_STATUS, status)?;
         ensure!(self.read(VIRTIO_MMIO_STATUS)? == status, "The device does not agree to features that it has offered");
         for index in 0..QUEUES {
-            self.set_up(index, features)?;
+            self.set_up(index)?;
         }
         self.write(VIRTIO_MMIO_STATUS, IN_USE)?;
         self.writeback = self.access(VIRTIO_MMIO_CONFIG + WRITEBACK, 1, None)?;
@@ -179,12 +200,10 @@ impl Guest<'_> {
         Ok(())
     }
 
-    fn negotiate(&mut self) -> Result<RingFeatures> {
-        let features = RingFeatures { event_idx: self.random.bool(), indirect: self.random.bool() };
+    fn negotiate(&mut self) -> Result<()> {
+        let RingFeatures { event_idx, indirect } = self.features;
         let with = |has: bool, feature: u32| u64::from(has) << feature;
-        let wanted = ALWAYS
-            | with(features.event_idx, VIRTIO_RING_F_EVENT_IDX)
-            | with(features.indirect, VIRTIO_RING_F_INDIRECT_DESC);
+        let wanted = ALWAYS | with(event_idx, VIRTIO_RING_F_EVENT_IDX) | with(indirect, VIRTIO_RING_F_INDIRECT_DESC);
         for word in 0..2 {
             self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, word)?;
             let offered = u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES)?);
@@ -193,12 +212,12 @@ impl Guest<'_> {
             self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, word)?;
             self.write(VIRTIO_MMIO_DRIVER_FEATURES, u32::try_from(wanted)?)?;
         }
-        Ok(features)
+        Ok(())
     }
 
-    fn set_up(&mut self, index: u16, features: RingFeatures) -> Result<()> {
+    fn set_up(&mut self, index: u16) -> Result<()> {
         let line = self.lines.get_mut(usize::from(index)).context("A queue for each index")?;
-        line.queue.renew(features);
+        line.queue.renew(self.features);
         let [desc_table, avail_ring, used_ring] = line.queue.areas();
         self.write(VIRTIO_MMIO_QUEUE_SEL, index.into())?;
         self.write(VIRTIO_MMIO_QUEUE_NUM, QUEUE_SIZE.into())?;
@@ -214,14 +233,38 @@ impl Guest<'_> {
         self.stage.set_in_service(false);
         self.stage.tell(Event::Reset);
         self.write(VIRTIO_MMIO_STATUS, 0)?;
-        for line in &mut self.lines {
-            for asked in line.asked.iter_mut().filter_map(Option::take) {
-                self.oracle.abandon(&asked);
-                self.tally.abandoned += 1;
-            }
-        }
+        (0..QUEUES).try_for_each(|index| self.abandon(index))?;
         ensure!(self.read(VIRTIO_MMIO_STATUS)? == 0, "The device was reset, and its status is not zero");
         self.bring_up()
+    }
+
+    /// Takes one queue out of use (§2.6.1) and into use again, while the other goes on.
+    fn reset_queue(&mut self) -> Result<()> {
+        self.tally.queue_resets += 1;
+        self.stage.set_in_service(false);
+        self.stage.tell(Event::Reset);
+        let index = self.random.u16(0..QUEUES);
+        self.write(VIRTIO_MMIO_QUEUE_SEL, index.into())?;
+        self.write(QUEUE_RESET, 1)?;
+        let started = Instant::now();
+        while self.read(QUEUE_RESET)? != 0 {
+            ensure!(started.elapsed() < PATIENCE, "The reset of queue {index} takes longer than {PATIENCE:?}");
+        }
+        ensure!(self.read(VIRTIO_MMIO_QUEUE_READY)? == 0, "Queue {index} was reset, and is in use");
+        self.abandon(index)?;
+        self.set_up(index)?;
+        self.stage.set_in_service(true);
+        Ok(())
+    }
+
+    /// Takes back what a queue has in flight.
+    fn abandon(&mut self, index: u16) -> Result<()> {
+        let line = self.lines.get_mut(usize::from(index)).context("A queue for each index")?;
+        for asked in line.asked.iter_mut().filter_map(Option::take) {
+            self.oracle.abandon(&asked);
+            self.tally.abandoned += 1;
+        }
+        Ok(())
     }
 
     /// The driver's choice of the cache's mode, which has to last.

@@ -15,10 +15,10 @@ fn campaign(kills: u64) -> Campaign {
 
 #[test]
 fn a_guest_does_not_notice_that_its_disk_is_killed() {
-    let report = campaign(5000).run().unwrap();
+    let report = campaign(10_000).run().unwrap();
     println!("{report}");
     // With less the kills would have struck a device that does nothing.
-    assert!(report.tally.answers > 5000 && report.tally.resets > 50, "{report}");
+    assert!(report.tally.answers > 10_000 && report.tally.resets > 100, "{report}");
 }
 
 #[test]
