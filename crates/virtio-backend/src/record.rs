@@ -65,7 +65,7 @@ impl Record {
     /// # Errors
     /// The host has no memory or no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let memory = SharedMemory::new("xen-virtio-record", LEN)?;
+        let memory = SharedMemory::new("virtio-record", LEN)?;
         let record = Self { memory: Arc::new(memory) };
         record.store(VERSION_AT, VERSION);
         record.store(0, MAGIC);
