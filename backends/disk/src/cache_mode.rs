@@ -31,6 +31,9 @@ pub(crate) struct CacheMode {
 }
 
 impl CacheMode {
+    /// The bits of a cache that promises most, and that the driver cannot switch.
+    pub(crate) const STRICTEST: u8 = LEFT;
+
     pub(crate) fn new(write_through: bool) -> Self {
         Self { write_through, bits: AtomicU8::new(if write_through { 0 } else { WRITEBACK }) }
     }
@@ -40,6 +43,17 @@ impl CacheMode {
         let cached = !self.write_through && has(features, VIRTIO_BLK_F_FLUSH);
         let switches = cached && has(features, VIRTIO_BLK_F_CONFIG_WCE);
         let bits = if cached { WRITEBACK } else { 0 } | if switches { SWITCHES } else { 0 };
+        self.bits.store(bits, Ordering::SeqCst);
+    }
+
+    /// For a process that follows.
+    pub(crate) fn bits(&self) -> u8 {
+        self.bits.load(Ordering::SeqCst)
+    }
+
+    /// Goes on with the bits of a former process. A cache that is configured away stays away.
+    pub(crate) fn restore(&self, bits: u8) {
+        let bits = if self.write_through { 0 } else { bits & (WRITEBACK | SWITCHES | LEFT) };
         self.bits.store(bits, Ordering::SeqCst);
     }
 

@@ -20,6 +20,12 @@ impl Capacity {
         Self { sectors: AtomicU64::new(size / SECTOR_SIZE), changing: Mutex::default() }
     }
 
+    /// Goes on with `sectors` that a former process has told the driver of. What the storage has grown by since is not told
+    /// before the operator says so, and what it does not have any more, if it ever had it, is not there.
+    pub(crate) fn restore(&self, sectors: u64) {
+        self.sectors.fetch_min(sectors, Ordering::AcqRel);
+    }
+
     /// In sectors, for a request.
     pub(crate) fn sectors(&self) -> u64 {
         self.sectors.load(Ordering::Acquire)

@@ -1,9 +1,9 @@
 //! The disk as a device model: what the driver sees of it, the start of its lanes, and what an operator may ask.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 
-use virtio_backend::{Backend, Identity, Operation, Signals, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Operation, Record, Signals, Worker, copy_config};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -16,7 +16,7 @@ use crate::hold::Holder;
 use crate::request::{MAX_CHAIN, Rules, SECTOR_SIZE};
 use crate::resize;
 use crate::shared::Shared;
-use crate::worker::{DiskWorker, Life};
+use crate::worker::DiskWorker;
 use crate::{Config, Plan, PlanError, Storage};
 
 /// A virtio block device over one storage. Dropped, it brings to persistent storage what a guest that ended has not
@@ -27,9 +27,6 @@ pub struct Disk {
     storage: Box<dyn Storage>,
     shared: Arc<Shared>,
     signals: OnceLock<Arc<dyn Signals>>,
-    /// What the lanes now running share; it ends with the last of them, that is at reset. Lanes contend for it when
-    /// they start, and never again.
-    life: Mutex<Weak<Life>>,
 }
 
 impl Disk {
@@ -53,8 +50,7 @@ impl Disk {
             config_len: ConfigSpace::LEN,
             max_chain_bytes: MAX_CHAIN,
         };
-        let (shared, signals, life) = (Arc::new(shared), OnceLock::new(), Mutex::default());
-        Ok(Self { identity, plan, storage, shared, signals, life })
+        Ok(Self { identity, plan, storage, shared: Arc::new(shared), signals: OnceLock::new() })
     }
 
     /// What it serves.
@@ -62,21 +58,11 @@ impl Disk {
         &self.plan
     }
 
-    fn join_life(&self) -> Arc<Life> {
-        let mut current = self.life.lock().unwrap_or_else(PoisonError::into_inner);
-        current.upgrade().unwrap_or_else(|| {
-            let life = Arc::default();
-            *current = Arc::downgrade(&life);
-            life
-        })
-    }
-
     fn resize(&self, shrink: bool) -> Result<(), String> {
-        let (capacity, block_size) = (&self.shared.capacity, self.plan.geometry.block_size);
-        let before = capacity.bytes();
+        let (before, block_size) = (self.shared.capacity.bytes(), self.plan.geometry.block_size);
         let size = resize::check(&*self.storage, block_size, before, shrink)?;
         if size != before {
-            capacity.change(size, || {
+            self.shared.change_capacity(size, || {
                 if let Some(signals) = self.signals.get() {
                     signals.config_changed();
                 }
@@ -107,7 +93,7 @@ impl Backend for Disk {
     /// One byte can be written (§5.2.5), and only by itself.
     fn write_config(&self, offset: usize, data: &[u8]) {
         if let (ConfigSpace::WRITEBACK, [writeback]) = (offset, data) {
-            self.shared.cache.set_writeback(*writeback);
+            self.shared.set_writeback(*writeback);
         }
     }
 
@@ -125,7 +111,6 @@ impl Backend for Disk {
             features,
             serial,
             poll: self.plan.poll,
-            life: self.join_life(),
             shared: Arc::clone(&self.shared),
             timers: limits.map_or(Ok(Vec::new()), |limits| limits.timers())?,
             waits: false,
@@ -142,7 +127,11 @@ impl Backend for Disk {
     }
 
     fn negotiated(&self, features: u64) {
-        self.shared.cache.negotiated(features);
+        self.shared.negotiated(features);
+    }
+
+    fn keep(&self, record: &Record) {
+        self.shared.kept.begin(record, &self.shared, self.storage.name());
     }
 
     fn attach(&self, signals: Arc<dyn Signals>) {

@@ -20,6 +20,7 @@ pub mod engine;
 mod format;
 mod hold;
 mod image;
+mod kept;
 mod kind;
 mod limits;
 pub mod nbd;

@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use virtio_backend::{Fault, GuestFault, Request, Ring, Wake, Worker, count_failure};
@@ -20,14 +20,6 @@ use crate::limits::Limits;
 use crate::request::{Command, HEADER_LEN, Io, Refusal, Rules, Status};
 use crate::shared::Shared;
 
-/// What the lanes of a disk share from one reset to the next.
-#[derive(Debug, Default)]
-pub(crate) struct Life {
-    /// A flush failed. The kernel has told so once and forgets what it could not write, so no later flush can be
-    /// believed: the driver has to see every one of them fail.
-    flush_failed: AtomicBool,
-}
-
 /// Works one queue of a disk.
 pub(crate) struct DiskWorker {
     pub(crate) engine: Box<dyn Engine>,
@@ -36,7 +28,6 @@ pub(crate) struct DiskWorker {
     pub(crate) features: u64,
     pub(crate) serial: [u8; SERIAL_LEN],
     pub(crate) poll: Duration,
-    pub(crate) life: Arc<Life>,
     pub(crate) shared: Arc<Shared>,
     /// Those of the disk's limits.
     pub(crate) timers: Vec<OwnedFd>,
@@ -118,7 +109,7 @@ impl DiskWorker {
                 request.writable.write(0, &self.serial);
                 answer(ring, request, Status::Ok, SERIAL_LEN)
             }
-            Ok(Command::Io(Io::Flush)) if self.flush_failed() => self.fail(ring, request),
+            Ok(Command::Io(Io::Flush)) if self.shared.flush_failed() => self.fail(ring, request),
             Ok(Command::Io(io)) => self.submit(request, io),
             Err(Refusal { status, reason }) => {
                 self.shared.counters.refusals.fetch_add(1, Relaxed);
@@ -198,7 +189,7 @@ impl DiskWorker {
                 return Ok(true);
             }
             // Of two flushes at a time the kernel tells one of the failure that concerns both.
-            Ok(()) if is_flush && self.flush_failed() => self.fail(ring, work.request)?,
+            Ok(()) if is_flush && self.shared.flush_failed() => self.fail(ring, work.request)?,
             Ok(()) => {
                 self.shared.counters.done(work.io);
                 answer(ring, work.request, Status::Ok, written)?;
@@ -214,10 +205,6 @@ impl DiskWorker {
 
 /// What the host does not do.
 impl DiskWorker {
-    fn flush_failed(&self) -> bool {
-        self.life.flush_failed.load(Relaxed)
-    }
-
     /// Not held is what no second try could mend: a flush, as the kernel has forgotten what it could not write; what the
     /// storage never does; what lies beyond the end of a disk that has become smaller.
     fn hold_or_fail(&mut self, ring: &mut Ring, work: Work, is_flush: bool, error: &io::Error) -> Result<(), Fault> {
@@ -249,7 +236,7 @@ impl DiskWorker {
 
     fn note_failure(&self, io: Io, is_flush: bool, error: &io::Error) {
         if is_flush {
-            self.life.flush_failed.store(true, Relaxed);
+            self.shared.note_failed_flush();
         }
         if let Some(failures) = count_failure(&self.shared.counters.host_failures) {
             tracing::error!(name: "disk.io_error", ?io, %error, failures, "The host failed a request of the disk");

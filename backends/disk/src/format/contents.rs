@@ -2,52 +2,90 @@
 //!
 //! Reads and writes go side by side. Giving clusters back would pull them away from under a write, so it has the image
 //! for itself for the moment that it takes.
+//!
+//! A write is done when the kernel has all that leads to its bytes, tables too: then nothing is lost with this process. What
+//! overwrites clusters that are there needs no more than itself. Where tables change, they are handed over after the write,
+//! for all writes at a time that have come so far. A discard is not handed over: nobody relies on what it leaves.
 
 use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{PoisonError, RwLock};
 
-use imago::FormatAccess;
-use imago::file::File;
+use imago::{FormatAccess, ShallowMapping, Storage};
 
-use super::ordered::Ordered;
+use super::ordered::{Order, Ordered};
 use crate::engine::Span;
 use crate::engine::pool::Blocking;
 
 /// An image and all that is below it.
-pub(super) type Access = FormatAccess<Ordered<File>>;
+pub(super) type Access<S> = FormatAccess<Ordered<S>>;
+
+/// What a write does to tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// Nothing: its clusters are there.
+    None,
+    /// They know more clusters.
+    Adds,
+    /// They know others, and give some up.
+    Replaces,
+}
+
+/// What writing `len` bytes at `offset` will do.
+fn change<S: Storage>(access: &Access<S>, mut offset: u64, mut len: u64) -> io::Result<Change> {
+    let mut most = Change::None;
+    while len > 0 {
+        let (mapping, mapped) = access.get_shallow_mapping(offset, len)?;
+        let change = match mapping {
+            _ if mapped == 0 => return Ok(Change::Replaces),
+            ShallowMapping::Raw { writable: true, .. } => Change::None,
+            ShallowMapping::Zero { .. } | ShallowMapping::Indirect { .. } => Change::Adds,
+            _ => Change::Replaces,
+        };
+        most = most.max(change);
+        (offset, len) = (offset + mapped, len - mapped);
+    }
+    Ok(most)
+}
 
 /// Bytes of zeroes written at a time, where there is no other way.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An image at work.
-pub(super) struct Contents {
+pub(super) struct Contents<S: Storage + 'static> {
     name: String,
     /// `None` only while it is dropped.
-    access: RwLock<Option<Access>>,
+    access: RwLock<Option<Access<S>>>,
+    order: Order<S>,
     /// Bytes of the disk.
     size: u64,
     /// In pieces of so many bytes, at such multiples, it can note zeroes; `None` if it cannot.
     zero_unit: Option<u64>,
+    /// Held by who writes; by who hands tables over, for itself alone, as they belong together only then.
+    writing: RwLock<()>,
+    /// Writes that were to change tables, and how many of them are known to be handed over.
+    begun: AtomicU64,
+    handed_over: AtomicU64,
     /// imago panicked. What it holds in memory may contradict what it wrote; nothing of it is used any more.
     is_broken: AtomicBool,
 }
 
-impl Contents {
-    pub(super) fn new(name: &str, access: Access, zero_unit: Option<u64>) -> Self {
+impl<S: Storage + 'static> Contents<S> {
+    pub(super) fn new(name: &str, access: Access<S>, order: Order<S>, zero_unit: Option<u64>) -> Self {
         let size = access.size();
-        let (access, is_broken) = (RwLock::new(Some(access)), AtomicBool::new(false));
-        Self { name: name.to_owned(), access, size, zero_unit, is_broken }
+        let access = RwLock::new(Some(access));
+        let (writing, begun, handed_over, is_broken) = Default::default();
+        Self { name: name.to_owned(), access, order, size, zero_unit, writing, begun, handed_over, is_broken }
     }
 
-    fn shared<T>(&self, call: impl FnOnce(&Access) -> io::Result<T>) -> io::Result<T> {
+    fn shared<T>(&self, call: impl FnOnce(&Access<S>) -> io::Result<T>) -> io::Result<T> {
         let access = self.access.read().unwrap_or_else(PoisonError::into_inner);
         self.fenced(|| call(access.as_ref().ok_or(io::ErrorKind::NotFound)?))
     }
 
-    fn alone<T>(&self, call: impl FnOnce(&mut Access) -> io::Result<T>) -> io::Result<T> {
+    fn alone<T>(&self, call: impl FnOnce(&mut Access<S>) -> io::Result<T>) -> io::Result<T> {
         let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
         self.fenced(|| call(access.as_mut().ok_or(io::ErrorKind::NotFound)?))
     }
@@ -62,6 +100,47 @@ impl Contents {
                 tracing::error!(name: "disk.format_bug", image = self.name, "A bug was met in an image's code; the image is given up");
             }
         })
+    }
+
+    /// Writes by `call`, which does `change` to tables, and hands over what leads to the bytes written.
+    fn changing(
+        &self,
+        change: impl FnOnce(&Access<S>) -> io::Result<Change>,
+        call: impl FnOnce(&Access<S>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+        self.shared(|access| {
+            let change = change(access)?;
+            if change == Change::Replaces {
+                self.order.gives_up();
+            }
+            if change != Change::None {
+                self.begun.fetch_add(1, SeqCst);
+            }
+            call(access)
+        })?;
+        drop(writing);
+        // Those, too, by whom clusters have come that were there for this write.
+        self.hand_over(self.begun.load(SeqCst))
+    }
+
+    /// Hands tables to the kernel with all changes of the first `begun` writes.
+    fn hand_over(&self, begun: u64) -> io::Result<()> {
+        if self.handed_over.load(SeqCst) >= begun {
+            return Ok(());
+        }
+        let _alone = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        if self.handed_over.load(SeqCst) >= begun {
+            return Ok(());
+        }
+        // None is under way.
+        let begun = self.begun.load(SeqCst);
+        self.shared(|access| {
+            access.flush()?;
+            self.order.forget_given_up()
+        })?;
+        self.handed_over.store(begun, SeqCst);
+        Ok(())
     }
 
     fn write_out_zeroes(&self, span: Span) -> io::Result<()> {
@@ -85,25 +164,28 @@ impl Contents {
     }
 }
 
-impl Blocking for Contents {
+impl<S: Storage + 'static> Blocking for Contents<S> {
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.shared(|access| access.read(into, offset))
     }
 
     fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
-        self.shared(|access| access.write(from, offset))
+        self.changing(|access| change(access, offset, from.len() as u64), |access| access.write(from, offset))
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.shared(|access| {
-            access.flush()?;
-            access.sync()
-        })
+        // Discards are not counted.
+        self.hand_over(self.begun.fetch_add(1, SeqCst) + 1)?;
+        self.shared(|access| access.sync())
     }
 
     fn discard(&self, span: Span) -> io::Result<()> {
         match self.units(span) {
-            Some(Span { offset, len }) => self.alone(|access| access.discard_to_any(offset, len)),
+            Some(Span { offset, len }) => {
+                let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+                self.order.gives_up();
+                self.alone(|access| access.discard_to_any(offset, len))
+            }
             None => Ok(()),
         }
     }
@@ -112,16 +194,21 @@ impl Blocking for Contents {
         let Some(units) = self.units(span) else { return self.write_out_zeroes(span) };
         let Span { offset, len } = units;
         if may_unmap {
+            let writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
+            self.order.gives_up();
+            self.begun.fetch_add(1, SeqCst);
             self.alone(|access| access.discard_to_zero(offset, len))?;
+            drop(writing);
+            self.hand_over(self.begun.load(SeqCst))?;
         } else {
-            self.shared(|access| access.write_zeroes(offset, len))?;
+            self.changing(|_| Ok(Change::Replaces), |access| access.write_zeroes(offset, len))?;
         }
         self.write_out_zeroes(Span { offset: span.offset, len: offset - span.offset })?;
         self.write_out_zeroes(Span { offset: offset + len, len: span.offset + span.len - offset - len })
     }
 }
 
-impl Drop for Contents {
+impl<S: Storage + 'static> Drop for Contents<S> {
     fn drop(&mut self) {
         let access = self.access.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if self.is_broken.load(Relaxed) {

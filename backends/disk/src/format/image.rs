@@ -8,14 +8,16 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatDriverBuilder};
 
-use super::contents::{Access, Contents, fenced};
+use super::contents::{self, Contents, fenced};
 use super::header::Header;
-use super::ordered::Ordered;
+use super::ordered::{Order, Ordered};
 use super::{Format, FormatError, layout, refcounts};
 use crate::engine::Engine;
 use crate::engine::pool::Pool;
 use crate::request::SECTOR_SIZE;
 use crate::{Config, EngineKind, Geometry, Storage};
+
+type Access = contents::Access<File>;
 
 /// Data in whole pages are read and written as they are, whatever the cluster.
 const PHYSICAL_BLOCK_SIZE: u32 = 4096;
@@ -42,7 +44,7 @@ impl FormatImage {
         let image = Layer { name: name.clone(), file: image, writable: !config.read_only };
         let image = image.open(config.format, below)?;
         let geometry = geometry(config, image.access.size(), image.zero_unit);
-        let pool = Pool::new(Contents::new(&name, image.access, image.zero_unit), "disk-image");
+        let pool = Pool::new(Contents::new(&name, image.access, image.order, image.zero_unit), "disk-image");
         Ok(Self { name, geometry, pool })
     }
 }
@@ -77,6 +79,7 @@ struct Layer {
 struct Opened {
     name: String,
     access: Access,
+    order: Order<File>,
     /// In what units it can note zeroes.
     zero_unit: Option<u64>,
 }
@@ -91,9 +94,12 @@ impl Layer {
 
     fn open_raw(self) -> Result<Opened, FormatError> {
         let Self { name, file, writable } = self;
-        let access = views(file).and_then(|(_, data)| fenced(|| Raw::open_image(data, writable)));
-        let access = access.map_err(|source| FormatError::Open { image: name.clone(), source })?;
-        Ok(Opened { name, access: Access::new(access), zero_unit: None })
+        let opened = views(file).and_then(|(_, data)| {
+            let order = data.order();
+            Ok((fenced(|| Raw::open_image(data, writable))?, order))
+        });
+        let (access, order) = opened.map_err(|source| FormatError::Open { image: name.clone(), source })?;
+        Ok(Opened { name, access: Access::new(access), order, zero_unit: None })
     }
 
     fn open_qcow2(self, below: Option<Opened>) -> Result<Opened, FormatError> {
@@ -117,13 +123,15 @@ impl Layer {
                 tracing::warn!(name: "disk.mended", image = name, mended, "Counted tables that the last host did not");
             }
         }
+        tables.know(&header, &found);
+        let order = tables.order();
         // imago would keep data in another file only if the header said so, which it does not: both are views of one.
         let builder = Qcow2::builder(tables).write(writable).data_file(Some(data));
         let builder = builder.backing(below.map(|below| below.access));
         let access = Access::new(fenced(|| builder.open(DenyImplicitOpenGate::default())).map_err(failed)?);
         // Version 2 knows no zeroes but those of clusters that nobody has written.
         let zero_unit = (writable && header.version == 3).then_some(header.cluster_size);
-        Ok(Opened { access, zero_unit, name })
+        Ok(Opened { access, order, zero_unit, name })
     }
 }
 

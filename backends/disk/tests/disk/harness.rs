@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use testkit::driver::{Descriptor, Lender, RawQueue, Used, Way};
 use testkit::grants::FakeGrants;
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, QueueSetup, RingPosition, RingSetup, Signals};
+use virtio_backend::{Backend, Counters, Fault, Lane, LaneSetup, QueueSetup, Record, RingPosition, RingSetup, Signals};
 use virtio_disk::engine::{Target, Uring};
 use virtio_disk::{Cache, Config, Disk, EngineKind, Image};
 use vmm_sys_util::eventfd::EventFd;
@@ -171,6 +171,10 @@ pub struct Builder {
     pub position: u16,
     pub lane: usize,
     pub folder: TempDir,
+    /// Where the disk keeps what a process that follows needs.
+    pub record: Option<Record>,
+    /// Memory in which a driver uses the disk that a former process has left.
+    pub left: Option<FakeForeignMemory>,
 }
 
 impl Builder {
@@ -185,6 +189,8 @@ impl Builder {
             position: 0,
             lane: 0,
             folder: tempfile::tempdir().unwrap(),
+            record: None,
+            left: None,
         }
     }
 
@@ -205,6 +211,17 @@ impl Builder {
 
     pub fn reach(mut self, reach: Reach) -> Self {
         self.reach = reach;
+        self
+    }
+
+    pub fn record(mut self, record: &Record) -> Self {
+        self.record = Some(record.clone());
+        self
+    }
+
+    /// In the place of a process that has left its driver alone.
+    pub fn following(mut self, memory: &FakeForeignMemory) -> Self {
+        self.left = Some(memory.clone());
         self
     }
 
@@ -230,12 +247,20 @@ impl Builder {
 
     /// A lane of any device that takes a disk's requests.
     pub fn start_device(self, disk: Arc<dyn Backend>) -> Rig {
-        let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
+        let memory = self.left.clone().unwrap_or_else(|| FakeForeignMemory::new(&[(BASE, MEMORY)]));
         let (lender, sources) = self.reach.of(&memory);
         let cache = MapCache::new(sources, Budget::default());
         let queue = RawQueue::new(memory.clone(), BASE, self.queue_size);
-        queue.set_avail_idx(self.position);
-        memory.store(queue.used_ring() + 2, self.position);
+        if self.left.is_none() {
+            queue.set_avail_idx(self.position);
+            memory.store(queue.used_ring() + 2, self.position);
+        }
+        if let Some(record) = &self.record {
+            disk.keep(record);
+        }
+        if self.left.is_none() {
+            disk.negotiated(self.features);
+        }
         let queue = lender.lend_queue(queue);
         let (ended, positions) = mpsc::channel();
         let rig = Rig {
@@ -244,6 +269,7 @@ impl Builder {
             position: self.position,
             event_idx: self.event_idx,
             features: self.features,
+            record: self.record.clone(),
             kick: Arc::new(EventFd::new(0).unwrap()),
             hearing: Arc::default(),
             counters: Arc::default(),
@@ -277,6 +303,7 @@ pub struct Rig {
     position: u16,
     event_idx: bool,
     features: u64,
+    record: Option<Record>,
     ended: mpsc::Sender<Vec<RingPosition>>,
     positions: mpsc::Receiver<Vec<RingPosition>>,
     _folder: TempDir,
@@ -298,15 +325,19 @@ impl Rig {
             position: RingPosition { next_avail: self.position, next_used: self.position },
             max_chain_bytes: self.disk.identity().max_chain_bytes,
         };
-        self.disk.negotiated(self.features);
         let ended = self.ended.clone();
+        let ledgers = self.record.as_ref().and_then(|record| record.ledgers(&self.disk.identity().queue_sizes));
         let lane = Lane::spawn(LaneSetup {
             name: "disk".into(),
             backend: Arc::clone(&self.disk),
             index: self.index,
             features: self.features,
             cache: Arc::clone(&self.cache),
-            queues: vec![Some(QueueSetup { ring: setup, ledger: None, kick: self.kick.clone() })],
+            queues: vec![Some(QueueSetup {
+                ring: setup,
+                ledger: ledgers.into_iter().flatten().nth(self.index),
+                kick: self.kick.clone(),
+            })],
             signals: Arc::clone(&self.hearing) as Arc<dyn Signals>,
             counters: Arc::clone(&self.counters),
             ended: Box::new(move |positions| drop(ended.send(positions))),
@@ -328,6 +359,9 @@ impl Rig {
         self.queue.clear();
         self.position = 0;
         self.hearing = Arc::default();
+        self.disk.negotiated(self.features);
+        let ledgers = self.record.iter().flat_map(|record| record.ledgers(&self.disk.identity().queue_sizes));
+        ledgers.flatten().for_each(|ledger| ledger.clear());
         self.with_lane()
     }
 

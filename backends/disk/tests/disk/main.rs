@@ -20,6 +20,7 @@ mod direct;
 mod driver;
 mod durability;
 mod failures;
+mod following;
 mod formats;
 mod grants;
 mod holding;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use imago::{Storage, StorageExt};
 
+use super::super::header::Header;
+use super::super::layout::Tables;
 use super::super::ordered::Ordered;
 use super::tape::{Event, Tape};
 
@@ -46,6 +48,52 @@ fn a_table_waits_for_all_before_it_and_data_for_tables() {
     put(&data, b'b');
     put(&data, b'c');
     assert_eq!(story(&tape), "a-T-U-bc");
+}
+
+/// The header's cluster, the L1 table and a block of refcounts, of four bytes each.
+fn known(tables: &Ordered<Tape>) {
+    let header = Header {
+        cluster_size: 4,
+        version: 3,
+        l1_entries: 1,
+        l1_offset: 4 * u64::from(b'L'),
+        refcount_entries: 1,
+        refcount_offset: 4 * u64::from(b'T'),
+        refcounts_a_block: 1,
+        backing: None,
+    };
+    tables.know(&header, &Tables { clusters: Vec::new(), refcount_blocks: vec![0, 4 * u64::from(b'R')] });
+}
+
+#[test]
+fn counting_more_clusters_waits_for_nothing_and_nothing_for_it_but_what_points_to_them() {
+    let (tables, data, tape) = views();
+    known(&tables);
+    put(&data, b'a');
+    put(&tables, b'R');
+    put(&tables, b'T');
+    put(&data, b'b');
+    put(&tables, b'R');
+    assert_eq!(story(&tape), "aR-TbR");
+}
+
+#[test]
+fn from_where_a_cluster_may_be_given_up_all_have_an_order_until_all_is_durable() {
+    let root = |tables: &Ordered<Tape>| put(tables, b'L');
+    let discard = |tables: &Ordered<Tape>| tables.order().gives_up();
+    for gives_up in [discard as fn(&_), root as fn(&_)] {
+        let (tables, data, tape) = views();
+        known(&tables);
+        gives_up(&tables);
+        put(&tables, b'R');
+        put(&data, b'a');
+        put(&tables, b'R');
+        tables.order().forget_given_up().unwrap();
+        put(&data, b'b');
+        put(&tables, b'R');
+        put(&data, b'c');
+        assert_eq!(story(&tape).trim_start_matches("L-"), "R-a-R-bRc");
+    }
 }
 
 #[test]
