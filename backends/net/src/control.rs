@@ -32,6 +32,7 @@ impl ControlWorker {
             counters.ctrl_refused.fetch_add(1, Relaxed);
             tracing::debug!(name: "net.refused", head, reason);
         }
+        self.life.note(&self.shared);
         let answer = u8::try_from(if done.is_ok() { VIRTIO_NET_OK } else { VIRTIO_NET_ERR }).unwrap_or(u8::MAX);
         request.writable.write(0, &[answer]);
         ring.push(request, 1)

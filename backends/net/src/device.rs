@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{io, iter};
 
-use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Signals, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Record, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use zerocopy::IntoBytes;
 
@@ -89,7 +89,7 @@ impl Net {
     fn join_life(&self, features: u64) -> Arc<Life> {
         let _one_begins = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         self.life().unwrap_or_else(|| {
-            let life = Arc::new(Life::begin(features, self.mac.bytes(), &self.shared));
+            let life = Arc::new(Life::begin(features, self.mac.bytes(), self.pairs, &self.shared));
             *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&life);
             life
         })
@@ -136,6 +136,14 @@ impl Backend for Net {
         features::are_consistent(features)
     }
 
+    fn negotiated(&self, _features: u64) {
+        self.shared.kept.note(|noted| noted.life = None);
+    }
+
+    fn keep(&self, record: &Record) {
+        self.shared.keep(record);
+    }
+
     fn attach(&self, signals: Arc<dyn Signals>) {
         self.shared.attach(signals);
     }
@@ -148,6 +156,7 @@ impl Backend for Net {
             // Who is back may have been forgotten by the switches on the way, or be elsewhere.
             if let Some(life) = self.life() {
                 life.set_announce(up);
+                life.note(&self.shared);
             }
             self.shared.config_changed();
         }

@@ -1,5 +1,7 @@
 //! Which packets the driver wants (virtio 1.2 §5.1.6.5.1 to §5.1.6.5.3).
 
+use serde::{Deserialize, Serialize};
+
 /// Addresses that each of the two tables holds. A driver that wants more gets all of the kind.
 pub(crate) const TABLE_LEN: usize = 64;
 
@@ -13,7 +15,8 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const TAGGED: [u8; 2] = [0x81, 0x00];
 
 /// What passes to the driver. As it is after a reset, all does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Filter {
     /// The card's address.
     pub(crate) mac: [u8; 6],
@@ -30,7 +33,8 @@ pub(crate) struct Filter {
 }
 
 /// Addresses, or all there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Table {
     pub(crate) addresses: Vec<[u8; 6]>,
     /// They were too many.
@@ -44,8 +48,23 @@ impl Table {
 }
 
 /// A set of VLANs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
 pub(crate) struct Vlans(Box<[u64; VLANS as usize / 64]>);
+
+impl TryFrom<Vec<u64>> for Vlans {
+    type Error = &'static str;
+
+    fn try_from(words: Vec<u64>) -> Result<Self, Self::Error> {
+        words.try_into().map(|words| Self(Box::new(words))).map_err(|_other_number| "a set of VLANs has 4096 bits")
+    }
+}
+
+impl From<Vlans> for Vec<u64> {
+    fn from(vlans: Vlans) -> Self {
+        vlans.0.to_vec()
+    }
+}
 
 impl Vlans {
     pub(crate) fn none() -> Self {

@@ -21,6 +21,7 @@ mod filter;
 mod header;
 mod host;
 mod judge;
+mod kept;
 mod landing;
 mod mac;
 mod outgoing;

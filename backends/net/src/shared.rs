@@ -4,18 +4,20 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use virtio_backend::{Signals, count_failure};
+use virtio_backend::{Record, Signals, count_failure};
 
 use crate::counters::Counters;
 use crate::engine::Control;
 use crate::features::{self, guest};
 use crate::filter::Filter;
+use crate::kept::{Kept, NotedLife};
 use crate::published::Published;
 
 /// What lasts as long as the card.
 pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) control: Box<dyn Control>,
+    pub(crate) kept: Kept,
     signals: OnceLock<Arc<dyn Signals>>,
     /// The operator has put the cable in.
     plugged: AtomicBool,
@@ -26,7 +28,13 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(control: Box<dyn Control>) -> Self {
         let (plugged, carrier) = (AtomicBool::new(true), AtomicBool::new(true));
-        Self { counters: Counters::default(), control, signals: OnceLock::new(), plugged, carrier }
+        let (counters, kept, signals) = (Counters::default(), Kept::default(), OnceLock::new());
+        Self { counters, control, kept, signals, plugged, carrier }
+    }
+
+    /// Keeps there what the driver and the operator set, and goes on with what a former process has kept.
+    pub(crate) fn keep(&self, record: &Record) {
+        self.plugged.store(self.kept.keep(record), Ordering::Relaxed);
     }
 
     pub(crate) fn attach(&self, signals: Arc<dyn Signals>) {
@@ -47,6 +55,7 @@ impl Shared {
 
     /// The operator puts the cable in or pulls it out. Returns whether that is a change.
     pub(crate) fn plug(&self, up: bool) -> bool {
+        self.kept.note(|noted| noted.plugged = up);
         self.plugged.swap(up, Ordering::Relaxed) != up
     }
 
@@ -92,22 +101,44 @@ impl Life {
     /// packets that the driver cannot take are dropped one by one.
     ///
     /// A driver with a control queue begins with one pair (§5.1.5). One without cannot ask for more: it uses all it has.
-    pub(crate) fn begin(features: u64, mac: [u8; 6], shared: &Shared) -> Self {
+    /// One that a former process has served goes on with what it had set of `pairs` pairs.
+    pub(crate) fn begin(features: u64, mac: [u8; 6], pairs: u16, shared: &Shared) -> Self {
         let has_control = features & features::CTRL_VQ != 0;
+        let former = shared.kept.life().filter(|life| life.is_of(features, pairs));
+        let set = former.unwrap_or_else(|| NotedLife {
+            filter: Filter::after_reset(mac, features & features::CTRL_VLAN != 0),
+            offloads: features & guest::ALL,
+            active_pairs: if has_control { 1 } else { u16::MAX },
+            announce: false,
+        });
         let life = Self {
             features,
-            filter: Published::new(Filter::after_reset(mac, features & features::CTRL_VLAN != 0)),
+            filter: Published::new(set.filter),
             offloads: AtomicU64::new(0),
-            active_pairs: AtomicU16::new(if has_control { 1 } else { u16::MAX }),
+            active_pairs: AtomicU16::new(set.active_pairs),
             running_pairs: Mutex::new(0),
-            announce: AtomicBool::new(false),
+            announce: AtomicBool::new(set.announce),
         };
-        for told in [shared.control.set_active(1), life.set_offloads(features & guest::ALL, shared)] {
+        let active = if has_control { set.active_pairs } else { 1 };
+        for told in [shared.control.set_active(active), life.set_offloads(set.offloads, shared)] {
             if let Err(error) = told {
                 shared.note_setup_failure(&error);
             }
         }
+        life.note(shared);
         life
+    }
+
+    /// Notes what the driver has set, for the process that follows if this one dies.
+    pub(crate) fn note(&self, shared: &Shared) {
+        shared.kept.note(|noted| {
+            noted.life = Some(NotedLife {
+                filter: Filter::clone(&self.filter.get()),
+                offloads: self.offloads(),
+                active_pairs: self.active_pairs.load(Ordering::Relaxed),
+                announce: self.is_to_announce(),
+            });
+        });
     }
 
     /// What the driver takes of packets.

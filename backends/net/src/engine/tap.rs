@@ -28,6 +28,8 @@ pub(crate) fn tap(queues: Vec<OwnedFd>) -> io::Result<Engine> {
     // The kernel tells what it can only by doing it.
     let offloads = TRIALS.into_iter().find(|trial| tun::set_offload(first, tun_bits(*trial)).is_ok()).unwrap_or(0);
     tun::set_offload(first, 0)?;
+    // A process that has died may have left some out of use. It is an error for the others.
+    queues.iter().skip(1).for_each(|queue| drop(tun::set_queue(queue, true)));
     let ports = queues.iter().map(|queue| Box::new(TapPort::new(Arc::clone(queue))) as Box<dyn Port>).collect();
     let active = Mutex::new(queues.len());
     Ok(Engine { ports, control: Box::new(TapControl { queues, offloads, active }) })

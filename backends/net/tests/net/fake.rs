@@ -15,6 +15,8 @@ use virtio_net::guest;
 pub struct FakeHost {
     /// By pair: what the card sends comes out here, and what is put in here it receives; header first.
     pub wires: Vec<Arc<UnixDatagram>>,
+    /// The card's ends of the wires.
+    theirs: Vec<Arc<UnixDatagram>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -32,16 +34,24 @@ impl FakeHost {
     /// A host with this many ports, and its engine.
     pub fn new(pairs: u16) -> (Self, Engine) {
         let state = Arc::<Mutex<State>>::default();
-        let (mut wires, mut ports) = (Vec::new(), Vec::<Box<dyn Port>>::new());
+        let (mut wires, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..pairs {
             let (here, there) = UnixDatagram::pair().unwrap();
             here.set_read_timeout(Some(crate::guest::PATIENCE)).unwrap();
             there.set_nonblocking(true).unwrap();
             wires.push(Arc::new(here));
-            ports.push(Box::new(FakePort { wire: there, state: Arc::clone(&state) }));
+            theirs.push(Arc::new(there));
         }
-        let control = Box::new(FakeControl(Arc::clone(&state)));
-        (Self { wires, state }, Engine { control, ports })
+        let host = Self { wires, theirs, state };
+        let engine = host.engine();
+        (host, engine)
+    }
+
+    /// Another engine over the same host, for the process that follows.
+    pub fn engine(&self) -> Engine {
+        let port = |wire: &UnixDatagram| FakePort { wire: wire.try_clone().unwrap(), state: Arc::clone(&self.state) };
+        let ports = self.theirs.iter().map(|wire| Box::new(port(wire)) as Box<dyn Port>).collect();
+        Engine { control: Box::new(FakeControl(Arc::clone(&self.state))), ports }
     }
 
     /// Puts a packet on the wire to the card, with a header that says nothing.

@@ -1,14 +1,15 @@
 //! A guest with a network card, and a driver of it that is written by hand.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use guest_memory::{Budget, MapCache};
 use testkit::driver::{Descriptor, Lender, RawQueue, Registers, Used, Way, status};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::Backend;
+use testkit::record::left_behind;
+use virtio_backend::{Backend, Record};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_net::engine::{Engine, HEADER_LEN};
 use virtio_net::{Config, Net};
@@ -95,6 +96,11 @@ pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ seed).collect()
 }
 
+fn serve(card: &Arc<dyn Backend>, cache: &Arc<MapCache>, record: &Record) -> Arc<Transport> {
+    let (line, cache) = (Arc::new(Line::default()), Arc::clone(cache));
+    Transport::recorded(Arc::clone(card), line, cache, "net", record.clone()).unwrap()
+}
+
 /// A guest whose driver has started its card, or is about to.
 pub struct Guest {
     pub memory: FakeForeignMemory,
@@ -102,6 +108,7 @@ pub struct Guest {
     pub cache: Arc<MapCache>,
     pub card: Arc<dyn Backend>,
     pub transport: Arc<Transport>,
+    record: Record,
     pub queues: Vec<RawQueue>,
     pub features: u64,
     /// The next free byte of guest memory.
@@ -153,14 +160,28 @@ impl Guest {
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let lender = Lender::new(way, memory.clone());
         let cache = MapCache::new(lender.sources(), Budget::default());
-        let transport =
-            Transport::new(Arc::clone(&card), Arc::new(Line::default()), Arc::clone(&cache), "net").unwrap();
+        let record = Record::new().unwrap();
+        let transport = serve(&card, &cache, &record);
         let count = card.identity().queue_sizes.len();
         let queues = (0..count as u64).map(|queue| RawQueue::new(memory.clone(), BASE + queue * QUEUE, queue_size));
         let queues = queues.map(|queue| lender.lend_queue(queue)).collect();
         let slots = (0..count).map(|_| AtomicU16::new(0)).collect();
         let features = features | VERSION_1 | lender.features();
-        Self { memory, lender, cache, card, transport, queues, features, free: AtomicU64::new(BUFFERS), slots }
+        Self { memory, lender, cache, card, transport, record, queues, features, free: AtomicU64::new(BUFFERS), slots }
+    }
+
+    /// The process is killed, and another one goes on with a card over `engine`.
+    pub fn kill(&mut self, config: &Config, engine: Engine) {
+        // Of a process that is killed nothing is given back any more.
+        let (record, mut queues) = (left_behind(&self.record), vec![0; self.queues.len() * QUEUE as usize]);
+        self.memory.read(BASE, &mut queues);
+        let (ended, end) = mpsc::channel();
+        self.transport.stop().then(move || ended.send(()).unwrap());
+        end.recv_timeout(PATIENCE).expect("the end of the old process");
+        self.memory.write(BASE, &queues);
+        self.card = Arc::new(Net::with_engine(config, engine).unwrap());
+        self.transport = serve(&self.card, &self.cache, &record);
+        self.record = record;
     }
 
     /// From reset to DRIVER_OK, with all queues.

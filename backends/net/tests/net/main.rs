@@ -26,5 +26,6 @@ mod model;
 mod passt;
 mod queues;
 mod receive;
+mod recovery;
 mod taps;
 mod transmit;
