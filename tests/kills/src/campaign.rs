@@ -18,6 +18,7 @@ use crate::guest::{Guest, Tally};
 use crate::layout::BYTES;
 use crate::oracle::SECTOR;
 use crate::stage::Stage;
+use crate::times::Times;
 
 /// Sectors of the disk: so few that requests often meet.
 const SECTORS: usize = 2048;
@@ -44,9 +45,11 @@ pub struct Report {
     pub kills: u64,
     /// What the guest has seen.
     pub tally: Tally,
-    /// From kills to the first request that the next worker answered, as the guest saw it, shortest first: of those kills
-    /// before which it was decided to wait for that.
-    pub felt: Vec<Duration>,
+    /// From kills to the first request that the next worker answered, as the guest saw it: of those kills before which it was
+    /// decided to wait for that.
+    pub answered: Times,
+    /// Of the same kills, the time until the kernel had ended the worker.
+    pub ended: Times,
     /// How long all of it took.
     pub took: Duration,
 }
@@ -87,9 +90,10 @@ impl Campaign {
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
         oracle.check_all(&read(&image)?).context("The image at the end")?;
-        let mut felt = stage.felt();
-        felt.sort_unstable();
-        Ok(Report { kills: self.kills, tally, felt, took: started.elapsed() })
+        let felt = stage.felt();
+        let answered = felt.iter().map(|felt| felt.answered).collect();
+        let ended = felt.iter().map(|felt| felt.ended).collect();
+        Ok(Report { kills: self.kills, tally, answered, ended, took: started.elapsed() })
     }
 }
 
@@ -99,17 +103,9 @@ fn read(image: &File) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Report {
-    /// The time that so many in a hundred kills were felt at most.
-    pub fn percentile(&self, percent: usize) -> Option<Duration> {
-        let last = self.felt.len().checked_sub(1)?;
-        self.felt.get(last * percent / 100).copied()
-    }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kills, tally, felt, took } = self;
+        let Self { kills, tally, answered: first, ended, took } = self;
         let Tally { answers, abandoned, resets, queue_resets, accesses, interrupts } = tally;
         writeln!(
             f,
@@ -117,14 +113,7 @@ impl fmt::Display for Report {
              accesses, {interrupts} interrupts; all as it should be",
             took.as_secs_f64(),
         )?;
-        let of = |percent| self.percentile(percent).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
-        write!(
-            f,
-            "from kill to first answer: p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms ({} times)",
-            of(50),
-            of(99),
-            of(100),
-            felt.len(),
-        )
+        writeln!(f, "from a kill to the first answer of the next process: {first}")?;
+        write!(f, "of that, until the kernel had ended the process: {ended}")
     }
 }

@@ -20,9 +20,11 @@ mod layout;
 mod oracle;
 mod queue;
 mod stage;
+mod times;
 mod wire;
 mod worker;
 
 pub use campaign::{Campaign, Report};
 pub use guest::Tally;
+pub use times::Times;
 pub use worker::{WORD, serve};

@@ -39,6 +39,8 @@ impl Events {
 /// A kill whose end for the guest is the first request that the next worker answers.
 struct Kill {
     when: Instant,
+    /// How long the kernel took to end the worker.
+    ended_after: Duration,
     /// The indexes of the used rings when the worker had ended.
     left: Vec<u16>,
 }
@@ -49,7 +51,16 @@ struct Shared {
     /// The guest uses the device, and has requests in flight whenever it can.
     is_in_service: bool,
     kill: Option<Kill>,
-    felt: Vec<Duration>,
+    felt: Vec<Felt>,
+}
+
+/// How long a kill was felt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Felt {
+    /// Until the worker had ended, and with it all its I/O.
+    pub(crate) ended: Duration,
+    /// Until the next one had answered.
+    pub(crate) answered: Duration,
 }
 
 /// Where guest and broker meet.
@@ -89,10 +100,11 @@ impl Stage {
         shared.kill = None;
     }
 
-    /// A worker was killed then, and has ended with the used rings at these indexes.
+    /// A worker was killed then, and has ended now with the used rings at these indexes.
     pub(crate) fn killed(&self, when: Instant, left: Vec<u16>) {
+        let ended_after = when.elapsed();
         let mut shared = self.shared();
-        shared.kill = shared.is_in_service.then_some(Kill { when, left });
+        shared.kill = shared.is_in_service.then_some(Kill { when, ended_after, left });
     }
 
     /// The times between a kill and the next do not count.
@@ -107,7 +119,8 @@ impl Stage {
         // Modulo 2^16: the half behind what was left is later.
         let is_later = |left: u16| index.wrapping_sub(left) < 1 << 15;
         if shared.kill.as_ref().and_then(left).is_some_and(is_later) {
-            let felt = shared.kill.take().map(|kill| kill.when.elapsed());
+            let felt = shared.kill.take();
+            let felt = felt.map(|kill| Felt { ended: kill.ended_after, answered: kill.when.elapsed() });
             shared.felt.extend(felt);
         }
         drop(shared);
@@ -115,7 +128,7 @@ impl Stage {
     }
 
     /// How long kills were felt.
-    pub(crate) fn felt(&self) -> Vec<Duration> {
+    pub(crate) fn felt(&self) -> Vec<Felt> {
         self.shared().felt.clone()
     }
 
