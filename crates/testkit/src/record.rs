@@ -19,7 +19,7 @@ pub fn left_behind(record: &Record) -> Record {
     for at in (0..len).step_by(page.len()) {
         let count = pread(record.as_fd(), &mut page, at).expect("reading a record");
         // Pages that nothing was written to take no memory.
-        if page[..count].iter().any(|byte| *byte != 0) {
+        if page[..count] != [0; 4096][..count] {
             pwrite(copy.as_fd(), &page[..count], at).expect("writing a record");
         }
     }

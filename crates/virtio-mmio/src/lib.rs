@@ -22,12 +22,14 @@ mod saved;
 mod state;
 mod status;
 mod transport;
+mod wreck;
 
 pub use counters::{Counters, CountersSnapshot};
 pub use interrupt::InterruptLine;
 pub use placeholder::Placeholder;
 pub use status::DriverState;
 pub use transport::Transport;
+pub use wreck::Wreck;
 
 /// The worked example of the documentation, compiled and run as it stands there.
 #[cfg(doctest)]

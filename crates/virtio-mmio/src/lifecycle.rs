@@ -158,6 +158,9 @@ impl Transport {
         if !saved.are_of(self.backend.identity()) {
             return self.give_up("It is that of another device");
         }
+        if !Status::noted(saved.status).is_reachable() {
+            return self.give_up("Its status is one that no driver can have come to");
+        }
         let mut registers = self.state.registers();
         let status = registers.restore(&saved);
         self.state.follow_generation(saved.config_generation);
@@ -241,7 +244,9 @@ impl Transport {
         }
         // One that is being stopped goes on with that.
         queue.is_ready().then_some(())?;
-        Some(registers.stop_queue(index, self.place_of(index)?, false))
+        let written = registers.stop_queue(index, self.place_of(index)?, false);
+        self.state.save(&registers);
+        Some(written)
     }
 
     /// Unlike a write to QueueReady, this is answered at once: the driver polls (§4.2.2.1).

@@ -83,8 +83,12 @@ impl State {
         Arc::new(Self { name, registers, interrupt, config_generation, device_id: identity.device_id, memo })
     }
 
-    /// Notes the registers: before what they say has an effect, and before the access is answered that changed them.
+    /// Notes the registers: before what they say has an effect, and before the access is answered that changed them. Those
+    /// of a device that is taken away stay noted as its driver left them, for a process that may follow.
     pub(crate) fn save(&self, registers: &Registers) {
+        if registers.removed {
+            return;
+        }
         let (queues, queue_sel) = registers.queues.saved();
         let saved = Saved {
             device_id: self.device_id,
@@ -109,9 +113,10 @@ impl State {
         self.memo.load()
     }
 
-    /// Configuration space may not be what a driver of a former process has read.
+    /// Configuration space may not be what a driver of a former process has read, of which the last generation may not
+    /// have been noted.
     pub(crate) fn follow_generation(&self, former: u32) {
-        self.config_generation.store(former.wrapping_add(1), Ordering::Release);
+        self.config_generation.store(former.wrapping_add(2), Ordering::Release);
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -330,8 +335,8 @@ impl Signals for State {
     }
 
     fn config_changed(&self) {
-        self.config_generation.fetch_add(1, Ordering::AcqRel);
         let mut registers = self.registers();
+        self.config_generation.fetch_add(1, Ordering::AcqRel);
         // Before DRIVER_OK the device must be silent, but a driver may have read what is now old.
         let is_told = registers.status.has(Status::DRIVER_OK);
         registers.config_change_untold |= !is_told;

@@ -49,6 +49,12 @@ impl Status {
         self.has(Self::DRIVER_OK) && self.0 & HOPELESS.0 == 0
     }
 
+    /// Whether a driver can have come here.
+    pub(crate) fn is_reachable(self) -> bool {
+        let steps = Self(self.0 & !HOPELESS.0);
+        Self::default().after(steps, true) == steps
+    }
+
     pub(crate) fn insert(&mut self, other: Self) {
         self.0 |= other.0;
     }
@@ -173,6 +179,15 @@ mod tests {
             assert!(!status.has(Status::DRIVER) || status.has(Status::ACKNOWLEDGE), "{written:#x}");
             assert!(!status.has(Status::FEATURES_OK) || status.has(Status::DRIVER), "{written:#x}");
             assert!(!status.has(Status::DRIVER_OK) || status.has(Status::FEATURES_OK), "{written:#x}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_reachable_if_no_step_before_it_is_missing() {
+        let reachable: Vec<_> = (0..16).filter(|bits| Status(*bits).is_reachable()).collect();
+        assert_eq!(reachable, [0, 1, 3, 11, 15]);
+        for hopeless in [Status::FAILED, Status::DEVICE_NEEDS_RESET] {
+            assert!((hopeless | RUNNING).is_reachable() && !(hopeless | Status::DRIVER_OK).is_reachable());
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
 pub(crate) const VERSION: u32 = 2;
 
 /// Drivers do nothing with it but show it; the specification gives out no numbers.
-const VENDOR_ID: u32 = u32::from_le_bytes(*b"xvio");
+pub(crate) const VENDOR_ID: u32 = u32::from_le_bytes(*b"xvio");
 
 /// A device behind virtio-mmio registers: a window of 0x100 bytes of registers and, from there to
 /// the window's end, configuration space.

@@ -15,7 +15,8 @@ use io_bus::{Deferral, Device, Written};
 use testkit::device::{Behaviour, TestDevice, eventually};
 use testkit::driver::{Descriptor, RawQueue, Register, Registers};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::Signals;
+use testkit::record::left_behind;
+use virtio_backend::{Record, Signals};
 use virtio_mmio::{InterruptLine, Transport};
 
 pub const RAM: u64 = 0x4000_0000;
@@ -54,6 +55,7 @@ pub struct Rig {
     pub line: Arc<Line>,
     pub memory: FakeForeignMemory,
     pub cache: Arc<MapCache>,
+    pub record: Record,
 }
 
 impl Rig {
@@ -70,9 +72,27 @@ impl Rig {
 
     /// A device just plugged in that reaches a guest's memory by `cache`.
     pub fn behind(device: TestDevice, memory: FakeForeignMemory, cache: Arc<MapCache>) -> Self {
+        Self::over(device, memory, cache, Record::new().unwrap())
+    }
+
+    /// A device that goes on with what is in `record`.
+    pub fn over(device: TestDevice, memory: FakeForeignMemory, cache: Arc<MapCache>, record: Record) -> Self {
         let (device, line) = (Arc::new(device), Arc::<Line>::default());
-        let registers = Transport::new(device.clone(), line.clone(), cache.clone(), "test").unwrap();
-        Self { device, registers, line, memory, cache }
+        let registers =
+            Transport::recorded(device.clone(), line.clone(), cache.clone(), "test", record.clone()).unwrap();
+        Self { device, registers, line, memory, cache, record }
+    }
+
+    /// The device as another process goes on with it if this one is killed now. What this one does later, its end
+    /// included, changes neither record nor registers of the other; what it still holds must not be given back.
+    pub fn followed(&self, behaviour: Behaviour) -> Self {
+        self.followed_over(behaviour, left_behind(&self.record))
+    }
+
+    /// The same, with another record than was left.
+    pub fn followed_over(&self, behaviour: Behaviour, record: Record) -> Self {
+        let cache = MapCache::new(self.memory.clone(), Budget::default());
+        Self::over(TestDevice::new(behaviour), self.memory.clone(), cache, record)
     }
 
     /// A device in use, with its first queue.
