@@ -32,7 +32,7 @@ pub struct Campaign {
     pub folder: PathBuf,
     /// How often to kill.
     pub kills: u64,
-    /// What chance decides follows from it; when what happens in the worker, it does not.
+    /// What chance decides follows from it; where in the worker's work that is does not.
     pub seed: u64,
     /// As if the broker did not keep the record: each worker gets an empty one. Has to be found out.
     pub forgets: bool,
@@ -109,8 +109,8 @@ impl fmt::Display for Report {
         let Tally { answers, abandoned, resets, queue_resets, accesses, interrupts } = tally;
         writeln!(
             f,
-            "{kills} kills in {:.0} s: {answers} requests answered, {abandoned} taken back by {resets} resets and {queue_resets} of one queue, {accesses} register \
-             accesses, {interrupts} interrupts; all as it should be",
+            "{kills} kills in {:.0} s: {answers} requests answered, {abandoned} taken back by {resets} resets and {queue_resets} \
+             of one queue, {accesses} register accesses, {interrupts} interrupts; all as it should be",
             took.as_secs_f64(),
         )?;
         writeln!(f, "from a kill to the first answer of the next process: {first}")?;
