@@ -131,6 +131,7 @@ impl Backend for Disk {
     }
 
     fn keep(&self, record: &Record) {
+        self.storage.follow(record);
         self.shared.kept.begin(record, &self.shared, self.storage.name());
     }
 

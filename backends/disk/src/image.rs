@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use rustix::fs::{self, AtFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
+use virtio_backend::Record;
 
 use crate::engine::{self, Engine, Target};
 use crate::request::SECTOR_SIZE;
+use crate::turn::Turn;
 use crate::{EngineKind, Geometry, Storage, topology};
 
 /// How to open an image.
@@ -33,6 +35,7 @@ pub struct Image {
     name: String,
     is_block_device: bool,
     geometry: Geometry,
+    turn: Turn,
 }
 
 /// Why an image cannot be served.
@@ -129,7 +132,7 @@ impl Image {
         if !size.is_multiple_of(u64::from(block_size)) {
             return Err(ImageError::Size { image: name, size, block_size });
         }
-        Ok(Self { file, name, is_block_device, geometry })
+        Ok(Self { file, name, is_block_device, geometry, turn: Turn::default() })
     }
 
     /// The open file.
@@ -155,11 +158,19 @@ impl Storage for Image {
         self.file.sync_data()
     }
 
+    fn follow(&self, record: &Record) {
+        self.turn.follow(record);
+    }
+
     fn open_engine(&self, kind: EngineKind, depth: u16) -> io::Result<Box<dyn Engine>> {
+        let Geometry { direct_alignment, read_only, .. } = self.geometry;
+        // What the page cache has taken needs no order any more.
+        let turn = if direct_alignment.is_some() && !read_only { self.turn.take(&self.name)? } else { None };
         let target = Target {
             file: Arc::new(self.file.try_clone()?),
             is_block_device: self.is_block_device,
-            direct_alignment: self.geometry.direct_alignment,
+            direct_alignment,
+            turn,
         };
         engine::open(kind, &target, depth)
     }

@@ -29,6 +29,7 @@ mod resize;
 mod shared;
 mod storage;
 mod topology;
+mod turn;
 mod worker;
 
 pub use config::{Cache, Config, EngineKind, OnError, Plan, PlanError};

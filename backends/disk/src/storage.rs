@@ -5,6 +5,8 @@
 
 use std::io;
 
+use virtio_backend::Record;
+
 use crate::EngineKind;
 use crate::engine::Engine;
 
@@ -28,6 +30,10 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// Some of it may be lost.
     fn flush(&self) -> io::Result<()>;
+
+    /// Told before all else, if a process may follow this one or have been before it: what that leaves in flight must not
+    /// come behind what this one does.
+    fn follow(&self, _record: &Record) {}
 
     /// Makes the engine of a lane, on that lane's thread, for tags below `depth`, which is not zero.
     ///

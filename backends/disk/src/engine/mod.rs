@@ -34,6 +34,8 @@ pub struct Target {
     pub is_block_device: bool,
     /// It was opened with O_DIRECT: the alignment in bytes, a power of two, of memory, offsets and lengths.
     pub direct_alignment: Option<usize>,
+    /// What must stay open as long as the kernel works for this process.
+    pub turn: Option<Arc<File>>,
 }
 
 /// A part of the disk, in bytes.

@@ -106,7 +106,7 @@ mod tests {
         let transfer = Transfer { memory: Buffers::new(), at: 0, span: Span { offset, len } };
         let op = if is_write { Op::Write { transfer, stable: false } } else { Op::Read(transfer) };
         let file = Arc::new(File::open("/dev/null").unwrap());
-        Task::new(op, &Target { file, is_block_device: false, direct_alignment: None })
+        Task::new(op, &Target { file, is_block_device: false, direct_alignment: None, turn: None })
     }
 
     /// Submits these tasks; returns the tags of each run.

@@ -274,7 +274,8 @@ mod tests {
     const SPAN: Span = Span { offset: 4096, len: 3 << 20 };
 
     fn target(is_block_device: bool) -> Target {
-        Target { file: Arc::new(File::open("/dev/null").unwrap()), is_block_device, direct_alignment: None }
+        let file = Arc::new(File::open("/dev/null").unwrap());
+        Target { file, is_block_device, direct_alignment: None, turn: None }
     }
 
     fn zeroing(may_unmap: bool, stable: bool) -> Task {

@@ -59,7 +59,9 @@ impl Uring {
         if !needed.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "The kernel's io_uring lacks operations on files"));
         }
-        ring.submitter().register_files(&[target.file.as_raw_fd()])?;
+        let files = [Some(&target.file), target.turn.as_ref()];
+        let files: Vec<_> = files.into_iter().flatten().map(|file| file.as_raw_fd()).collect();
+        ring.submitter().register_files(&files)?;
         let depth = usize::from(depth);
         Ok(Self {
             ring,
@@ -189,6 +191,15 @@ impl Uring {
             }
         }
         collected
+    }
+}
+
+#[cfg(test)]
+impl Uring {
+    /// The same, whose turn nobody but the kernel has.
+    pub(crate) fn without_turn(mut self) -> Self {
+        self.target.turn = None;
+        self
     }
 }
 

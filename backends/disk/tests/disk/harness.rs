@@ -72,7 +72,7 @@ macro_rules! on_each_engine {
 
 pub fn has_io_uring() -> bool {
     let file = Arc::new(File::open("/dev/null").unwrap());
-    let outcome = Uring::new(Target { file, is_block_device: false, direct_alignment: None }, 1);
+    let outcome = Uring::new(Target { file, is_block_device: false, direct_alignment: None, turn: None }, 1);
     if let Err(error) = &outcome {
         eprintln!("skipped: this host has no io_uring ({error})");
     }
