@@ -3,6 +3,7 @@
 //! What the device has to say is not queued: it is the difference between what is so and what was told. However often
 //! things change while the driver gives no buffers, there is at most one message of a sort for each port.
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, little_endian};
 
 use crate::shared::Size;
@@ -37,7 +38,7 @@ impl Header {
 }
 
 /// What the device says of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) enum Message {
     /// It exists.
     Add,
@@ -61,13 +62,15 @@ pub(crate) struct Now<'a> {
 }
 
 /// What was said since the driver started.
-#[derive(Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Control {
     is_ready: bool,
     ports: Vec<Told>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Told {
     added: bool,
     /// The driver has it in place.
@@ -86,6 +89,11 @@ const CONSOLE: usize = 0;
 impl Control {
     pub(crate) fn new(ports: usize) -> Self {
         Self { is_ready: false, ports: vec![Told::default(); ports] }
+    }
+
+    /// How many ports there are.
+    pub(crate) fn ports(&self) -> usize {
+        self.ports.len()
     }
 
     /// Takes a message of the driver.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Signals, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Owner, Record, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use zerocopy::{Immutable, IntoBytes, little_endian};
 
 use crate::host::Host;
 use crate::shared::Shared;
 use crate::worker::ConsoleWorker;
-use crate::{Config, ConfigError, Port, Sink, open, queues};
+use crate::{Config, ConfigError, Port, Sink, backlog, open, queues};
 
 /// VIRTIO_CONSOLE_F_* (§5.3.3), as bits.
 mod feature {
@@ -52,9 +52,11 @@ pub struct Console {
 }
 
 impl Console {
-    fn new(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Self, ConfigError> {
+    fn new(config: &Config, mut descriptors: Vec<OwnedFd>) -> Result<Self, ConfigError> {
         let ports = config.ports.len();
-        let shared = Arc::new(Shared::new(ports, config.size()).map_err(ConfigError::Thread)?);
+        let memory = descriptors.drain(..1.min(descriptors.len())).next().ok_or(ConfigError::Descriptors)?;
+        let buffers = backlog::ports(memory, ports).ok_or(ConfigError::Descriptors)?;
+        let shared = Arc::new(Shared::new(buffers, config.size()).map_err(ConfigError::Thread)?);
         let host = Host::new(config, descriptors, Arc::clone(&shared))?.spawn()?;
         let multiport = if ports > 1 { feature::MULTIPORT } else { 0 };
         let queues = queues::count(ports);
@@ -99,6 +101,14 @@ impl Backend for Console {
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
         let is_multiport = features & feature::MULTIPORT != 0;
         Ok(Box::new(ConsoleWorker::new(Arc::clone(&self.shared), Arc::clone(&self.names), is_multiport)))
+    }
+
+    fn negotiated(&self, _features: u64) {
+        self.shared.kept.clear();
+    }
+
+    fn keep(&self, record: &Record) {
+        self.shared.kept.keep(record);
     }
 
     fn attach(&self, signals: Arc<dyn Signals>) {

@@ -125,6 +125,9 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// No memory or no descriptor is to be had.
+    #[error("Cannot have memory for the console's buffers")]
+    Memory(#[source] io::Error),
     /// It came with other descriptors than it needs.
     #[error("The console came with other descriptors than its ports need")]
     Descriptors,

@@ -6,14 +6,17 @@
 //!
 //! - What the guest prints never waits for someone who is not there: the last 64 KiB are kept for whoever comes next.
 //! - Bytes pass as they are, both ways. What they do to a terminal is between the guest and its reader.
+//! - The buffers are in memory that outlives the process: what a guest was told is printed, is.
 //! - The host thread lives as long as the device: a crashed guest's last words can still be read.
 
+mod backlog;
 mod config;
 mod control;
 mod counters;
 mod device;
 mod error;
 mod host;
+mod kept;
 mod open;
 mod port;
 mod queues;

@@ -2,9 +2,10 @@
 //!
 //! Each is a fixed number of bytes at most. The lock is held for a copy within them, never for I/O.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use crate::backlog::Backlog;
 
 /// Output kept for a reader that is slow or not there: some screens.
 pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
@@ -13,15 +14,13 @@ pub(crate) const OUTPUT_BYTES: usize = 64 << 10;
 pub(crate) const INPUT_BYTES: usize = 4096;
 
 /// One port, seen from both sides.
-#[derive(Debug, Default)]
 pub(crate) struct Port(Mutex<State>);
 
-#[derive(Debug, Default)]
 struct State {
-    output: VecDeque<u8>,
+    output: Backlog,
     /// How many of the first bytes of `output` a sink is being asked to take: they are not dropped meanwhile.
     in_hand: usize,
-    input: VecDeque<u8>,
+    input: Backlog,
     reader: Reader,
     /// Since when output waits for the reader to make room.
     waiting_since: Option<Instant>,
@@ -55,9 +54,16 @@ impl State {
         let kept = bytes.get(bytes.len().saturating_sub(most)..).unwrap_or(bytes);
         let evicted = (self.output.len() + kept.len()).saturating_sub(OUTPUT_BYTES);
         let oldest = self.in_hand.min(self.output.len());
-        self.output.drain(oldest..(oldest + evicted).min(self.output.len()));
-        self.output.extend(kept);
+        self.output.remove_behind(oldest, evicted);
+        self.output.push(kept);
         evicted + bytes.len() - kept.len()
+    }
+}
+
+impl Port {
+    /// One whose buffers are these, with what a former process has left in them.
+    pub(crate) fn new(output: Backlog, input: Backlog) -> Self {
+        Self(Mutex::new(State { output, in_hand: 0, input, reader: Reader::default(), waiting_since: None }))
     }
 }
 
@@ -72,8 +78,7 @@ impl Port {
             let dropped = state.push_evicting(bytes);
             return Offered { taken: bytes.len(), dropped, news };
         }
-        let taken = bytes.len().min(OUTPUT_BYTES.saturating_sub(state.output.len()));
-        state.output.extend(bytes.iter().take(taken));
+        let taken = state.output.push(bytes);
         if taken == bytes.len() {
             state.waiting_since = None;
         } else if taken > 0 || state.waiting_since.is_none() {
@@ -97,10 +102,10 @@ impl Port {
 
     /// Takes input. Returns how many bytes, and whether the host thread waits for room.
     pub(crate) fn take_input(&self, to: &mut [u8]) -> (usize, bool) {
-        let mut state = self.lock();
+        let state = self.lock();
         let was_full = state.input.len() >= INPUT_BYTES;
-        let taken = to.len().min(state.input.len());
-        to.iter_mut().zip(state.input.drain(..taken)).for_each(|(to, byte)| *to = byte);
+        let taken = state.input.peek(to);
+        state.input.remove(taken);
         (taken, was_full && taken > 0)
     }
 
@@ -132,8 +137,7 @@ impl Port {
     /// Copies the next bytes of output, for a sink to take. Returns how many; [`Port::sent`] has to follow.
     pub(crate) fn next_output(&self, to: &mut [u8]) -> usize {
         let mut state = self.lock();
-        let count = to.len().min(state.output.len());
-        to.iter_mut().zip(&state.output).for_each(|(to, byte)| *to = *byte);
+        let count = state.output.peek(to);
         state.in_hand = count;
         count
     }
@@ -143,7 +147,7 @@ impl Port {
         let mut state = self.lock();
         state.in_hand = 0;
         let count = count.min(state.output.len());
-        state.output.drain(..count);
+        state.output.remove(count);
         if state.reader == Reader::Stalled && state.output.len() <= OUTPUT_BYTES / 2 {
             state.reader = Reader::Attached;
         }
@@ -157,7 +161,7 @@ impl Port {
 
     /// Adds input for which there is room.
     pub(crate) fn put_input(&self, bytes: &[u8]) {
-        self.lock().input.extend(bytes);
+        self.lock().input.push(bytes);
     }
 
     /// Since when output waits for the reader.
@@ -183,6 +187,11 @@ impl Port {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backlog;
+
+    fn port() -> Port {
+        backlog::ports(backlog::memory(1).unwrap(), 1).unwrap().remove(0)
+    }
 
     fn output(port: &Port) -> Vec<u8> {
         let mut bytes = vec![0; 2 * OUTPUT_BYTES];
@@ -198,7 +207,7 @@ mod tests {
 
     #[test]
     fn g01_without_a_reader_all_is_taken_and_the_last_bytes_are_kept() {
-        let port = Port::default();
+        let port = port();
         let bytes = numbered(3 * OUTPUT_BYTES + 5);
 
         let mut dropped = 0;
@@ -214,7 +223,7 @@ mod tests {
 
     #[test]
     fn g01_one_offer_larger_than_the_buffer_leaves_its_end() {
-        let port = Port::default();
+        let port = port();
         port.offer(b"old");
         let bytes = numbered(OUTPUT_BYTES + 7);
 
@@ -226,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_reader_is_waited_for_until_given_up_on_and_again_when_it_has_caught_up() {
-        let port = Port::default();
+        let port = port();
         port.attach();
         let full = numbered(OUTPUT_BYTES);
         assert_eq!(port.offer(&full).taken, OUTPUT_BYTES);
@@ -244,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_a_sink_is_being_asked_to_take_is_not_dropped_and_all_around_it_is_bounded() {
-        let port = Port::default();
+        let port = port();
         let bytes = numbered(OUTPUT_BYTES);
         port.offer(&bytes);
         assert_eq!(port.next_output(&mut [0; 100]), 100);
@@ -264,7 +273,7 @@ mod tests {
 
     #[test]
     fn input_is_bounded_and_whoever_waits_for_room_is_told() {
-        let port = Port::default();
+        let port = port();
         assert_eq!(port.input_room(), INPUT_BYTES);
         port.put_input(&numbered(INPUT_BYTES));
         assert_eq!(port.input_room(), 0);
@@ -278,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_reader_comes_and_goes_once() {
-        let port = Port::default();
+        let port = port();
         assert!(!port.detach() && port.attach() && !port.attach() && port.is_attached() && port.detach());
         assert!(!port.is_attached());
     }

@@ -5,13 +5,16 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
 use virtio_backend::{Bell, Fault, Signals};
 
 use crate::counters::Counters;
+use crate::kept::Kept;
 use crate::port::{Offered, Port};
 
 /// Columns and rows of a terminal; zero where they are not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Size {
     pub(crate) cols: u16,
     pub(crate) rows: u16,
@@ -20,6 +23,7 @@ pub(crate) struct Size {
 /// What the lane, the host thread and whoever accesses registers share.
 pub(crate) struct Shared {
     pub(crate) ports: Vec<Port>,
+    pub(crate) kept: Kept,
     pub(crate) counters: Counters,
     /// Wakes the lane, when there is one.
     pub(crate) lane: Bell,
@@ -32,9 +36,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(ports: usize, size: Size) -> io::Result<Self> {
+    pub(crate) fn new(ports: Vec<Port>, size: Size) -> io::Result<Self> {
         Ok(Self {
-            ports: (0..ports).map(|_| Port::default()).collect(),
+            ports,
+            kept: Kept::default(),
             counters: Counters::default(),
             lane: Bell::new()?,
             host: Bell::new()?,

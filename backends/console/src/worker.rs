@@ -8,6 +8,7 @@ use virtio_backend::{Fault, Request, Ring, Wake, Worker};
 use zerocopy::IntoBytes;
 
 use crate::control::{Control, HEADER_LEN, Header, Now};
+use crate::kept::{Noted, Said};
 use crate::port::{INPUT_BYTES, Port};
 use crate::queues::{CONTROL_RECEIVE, Role, receive_queue};
 use crate::shared::Shared;
@@ -27,6 +28,10 @@ pub(crate) struct ConsoleWorker {
     names: Arc<[Option<String>]>,
     /// With VIRTIO_CONSOLE_F_MULTIPORT alone.
     control: Option<Control>,
+    /// What was said in this pass, of which the driver hears at its end.
+    said: Vec<Said>,
+    /// What a former process had said, of which the driver may not have heard.
+    unsure: Vec<Said>,
     lines: Vec<Line>,
 }
 
@@ -41,9 +46,12 @@ struct Line {
 
 impl ConsoleWorker {
     pub(crate) fn new(shared: Arc<Shared>, names: Arc<[Option<String>]>, is_multiport: bool) -> Self {
-        let control = is_multiport.then(|| Control::new(names.len()));
+        let (mut control, mut unsure) = (is_multiport.then(|| Control::new(names.len())), Vec::new());
+        if let Some(noted) = shared.kept.load(names.len()).filter(|_| is_multiport) {
+            (control, unsure) = (Some(noted.control), noted.said);
+        }
         let lines = (0..if is_multiport { names.len() } else { 1 }).map(|_| Line::default()).collect();
-        Self { shared, names, control, lines }
+        Self { shared, names, control, said: Vec::new(), unsure, lines }
     }
 
     fn work_queue(&mut self, queue: usize, rings: &mut [Ring]) -> Result<(), Fault> {
@@ -168,11 +176,13 @@ impl ConsoleWorker {
                 self.shared.counters.control_refused.fetch_add(1, Relaxed);
                 tracing::debug!(name: "console.refused", ?header, reason, "A control message");
             }
+            note(&self.shared, control, &self.said);
             ring.push(request, 0)
         })
     }
 
     fn tell(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        self.say_again(ring)?;
         let Some(control) = &mut self.control else { return Ok(()) };
         ring.decline_kicks()?;
         for (index, (port, name)) in self.shared.ports.iter().zip(&*self.names).enumerate() {
@@ -183,21 +193,51 @@ impl ConsoleWorker {
                     ring.ask_for_kicks();
                     return Ok(());
                 };
-                let bytes = message.bytes(index, now.name);
                 control.told(index, message);
-                let fits = request.writable.len() >= bytes.len();
-                let written = if fits { request.writable.write(0, &bytes) } else { 0 };
-                self.shared.counters.control_messages.fetch_add(1, Relaxed);
-                self.shared.counters.control_refused.fetch_add(u64::from(!fits), Relaxed);
-                ring.push(request, written)?;
+                self.said.push(Said { head: request.head(), port: index, message });
+                // Before the driver can hear of it.
+                note(&self.shared, control, &self.said);
+                say(&self.shared, &message.bytes(index, now.name), request, ring)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what a former process had said in requests that it did not give back. They come first, in the order in which
+    /// it took them.
+    fn say_again(&mut self, ring: &mut Ring) -> Result<(), Fault> {
+        for said in std::mem::take(&mut self.unsure) {
+            let Some(request) = ring.pop()? else { return Ok(()) };
+            if request.is_replay() && request.head() == said.head {
+                let name = self.names.get(said.port).and_then(Option::as_deref);
+                self.said.push(said);
+                say(&self.shared, &said.message.bytes(said.port, name), request, ring)?;
+            } else {
+                // The driver has heard of it.
+                ring.unpop(request);
             }
         }
         Ok(())
     }
 }
 
+/// Puts a message into a request.
+fn say(shared: &Shared, bytes: &[u8], request: Request, ring: &mut Ring) -> Result<(), Fault> {
+    let fits = request.writable.len() >= bytes.len();
+    let written = if fits { request.writable.write(0, bytes) } else { 0 };
+    shared.counters.control_messages.fetch_add(1, Relaxed);
+    shared.counters.control_refused.fetch_add(u64::from(!fits), Relaxed);
+    ring.push(request, written)
+}
+
+fn note(shared: &Shared, control: &Control, said: &[Said]) {
+    shared.kept.store(&Noted { control: control.clone(), said: said.to_vec() });
+}
+
 impl Worker for ConsoleWorker {
     fn work(&mut self, wake: Wake, rings: &mut [Ring]) -> Result<(), Fault> {
+        // The driver has been shown what the last pass said.
+        self.said.clear();
         match wake {
             Wake::Queue(queue) => self.work_queue(queue, rings),
             Wake::Source(_) => {

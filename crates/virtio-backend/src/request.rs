@@ -62,6 +62,11 @@ impl Request {
         self.head
     }
 
+    /// Whether a former process had taken it already.
+    pub fn is_replay(&self) -> bool {
+        self.is_replay
+    }
+
     /// How the driver cut the readable part up: the length of each descriptor. A device does not look at it (§2.7.4.2);
     /// who hands the request on to another device may have to keep it.
     pub fn readable_lengths(&self) -> impl ExactSizeIterator<Item = usize> + Clone {

@@ -45,6 +45,8 @@ impl Pty {
 impl End for Pty {
     fn start(&mut self, side: &Side<'_>) -> io::Result<()> {
         self.opened(side);
+        // Before a driver looks, which may have seen it already.
+        self.ask_size(side);
         Ok(())
     }
 

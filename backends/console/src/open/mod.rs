@@ -1,6 +1,6 @@
 //! What a console needs of the host: opened by whoever has the rights, for a device made by someone who has none.
 //!
-//! In order, the descriptors of each port: of a pty, its master; of a socket, the listener; of a file, the file and its
+//! First the memory of the ports' buffers. Then, in order, the descriptors of each port: of a pty, its master; of a socket, the listener; of a file, the file and its
 //! predecessor; of the standard input and output, both. Behind them one inotify descriptor that tells when somebody
 //! opens a pty, if there is one.
 
@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify;
 use virtio_backend::Owner;
 
-use crate::{Config, ConfigError, Port, Sink};
+use crate::{Config, ConfigError, Port, Sink, backlog};
 
 /// Opens everything and leaves links to it where people look for them.
 pub(crate) fn open(config: &mut Config, owner: &Owner) -> Result<Vec<OwnedFd>, ConfigError> {
     make_directory(&place::directory(owner))?;
     let size = config.size();
-    let mut descriptors = Vec::new();
+    let mut descriptors = vec![backlog::memory(config.ports.len()).map_err(ConfigError::Memory)?];
     for (index, port) in config.ports.iter_mut().enumerate() {
         match port.sink {
             Sink::Pty => {

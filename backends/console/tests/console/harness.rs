@@ -1,8 +1,9 @@
 //! What the tests stand on: a guest's memory, a console behind registers, and its queues, written by hand.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use guest_memory::{Budget, MapCache, Sources};
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Register, Registers, status};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Kind, Owner};
+use testkit::record::left_behind;
+use virtio_backend::{Kind, Owner, Record};
 use virtio_console::{Config, Console};
 use virtio_mmio::{InterruptLine, Transport};
 
@@ -78,6 +80,10 @@ pub struct Rig {
     pub config: Config,
     pub owner: Owner,
     pub directory: TempDir,
+    cache: Arc<MapCache>,
+    record: Record,
+    /// What the console is made of, for the process that follows.
+    pub descriptors: Vec<OwnedFd>,
     queues: Vec<RawQueue>,
     /// By queue: requests made so far, and inputs looked at.
     made: Mutex<Vec<(u16, u16)>>,
@@ -96,6 +102,19 @@ pub fn owner(directory: &Path) -> Owner {
     Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: directory.to_owned() }
 }
 
+/// Serves a console as a process does that is handed all this.
+fn serve(
+    config: &Config,
+    descriptors: &[OwnedFd],
+    line: &Arc<Line>,
+    cache: &Arc<MapCache>,
+    record: &Record,
+) -> Arc<Transport> {
+    let descriptors = descriptors.iter().map(|descriptor| descriptor.try_clone().unwrap());
+    let console = Console::make(config, descriptors.collect()).unwrap();
+    Transport::recorded(console, Arc::clone(line) as _, Arc::clone(cache), "console", record.clone()).unwrap()
+}
+
 impl Rig {
     /// A console as it is written; `DIR` stands for a directory of the test. No driver yet.
     pub fn new(written: &str) -> Self {
@@ -110,16 +129,32 @@ impl Rig {
         let owner = owner(directory.path());
         Console::check(&config).unwrap();
         let descriptors = Console::open(&mut config, &owner).unwrap();
-        let console = Console::make(&config, descriptors).unwrap();
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let line = Arc::<Line>::default();
-        let count = console.identity().queue_sizes.len();
         let cache = MapCache::new(sources(&memory), Budget::default());
-        let transport = Transport::new(console, Arc::clone(&line) as _, cache, "console").unwrap();
+        let record = Record::new().unwrap();
+        let transport = serve(&config, &descriptors, &line, &cache, &record);
+        let ports = config.ports.len();
+        let count = if ports > 1 { 2 * ports + 2 } else { 2 };
         let at = |queue| BASE + queue as u64 * QUEUE_BYTES;
         let queues: Vec<_> = (0..count).map(|queue| RawQueue::new(memory.clone(), at(queue), SIZE)).collect();
         let made = Mutex::new(vec![(0, 0); count]);
-        Self { transport, memory, line, config, owner, directory, queues, made }
+        Self { transport, memory, line, config, owner, directory, cache, record, descriptors, queues, made }
+    }
+
+    /// The process is killed, and another one goes on with the console.
+    pub fn killed(self) -> Self {
+        // Of a process that is killed nothing is given back any more.
+        let (record, mut queues) = (left_behind(&self.record), vec![0; self.queues.len() * QUEUE_BYTES as usize]);
+        self.memory.read(BASE, &mut queues);
+        let (ended, end) = mpsc::channel();
+        self.transport.stop().then(move || ended.send(()).unwrap());
+        end.recv_timeout(PATIENCE).expect("the end of the old process");
+        // Its threads go with it.
+        drop(self.transport);
+        self.memory.write(BASE, &queues);
+        let transport = serve(&self.config, &self.descriptors, &self.line, &self.cache, &record);
+        Self { transport, record, ..self }
     }
 
     /// The same with a driver that uses one port.

@@ -11,6 +11,7 @@
 
 mod harness;
 mod readers;
+mod recovery;
 
 mod driver;
 mod emergency;

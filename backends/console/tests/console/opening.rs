@@ -46,8 +46,8 @@ fn links_and_sockets_are_found_by_number_and_name_and_go_with_the_device() {
     let end = Console::host_end(&rig.config);
     assert!(end.starts_with("pty ") && end.contains("agent.sock") && end.ends_with("/log"), "{end}");
 
-    let Rig { transport, config, owner, directory, .. } = rig;
-    drop(transport);
+    let Rig { transport, descriptors, config, owner, directory, .. } = rig;
+    drop((transport, descriptors));
     wait_until("everything is taken away", || {
         Console::close(&config, &owner);
         let left: Vec<_> = fs::read_dir(directory.path().join("consoles")).unwrap().collect();

@@ -17,6 +17,15 @@ fn config() -> Config {
     toml::from_str("sink = \"stdio\"").unwrap()
 }
 
+/// A console of these, and of the memory that every console has.
+fn make(input_and_output: Vec<OwnedFd>) -> Arc<dyn Backend> {
+    let directory = tempfile::tempdir().unwrap();
+    let mut other = toml::from_str("sink = \"null\"").unwrap();
+    let mut descriptors = Console::open(&mut other, &owner(directory.path())).unwrap();
+    descriptors.extend(input_and_output);
+    Console::make(&config(), descriptors).unwrap()
+}
+
 fn print(console: &Arc<dyn Backend>, bytes: &[u8]) {
     bytes.iter().for_each(|byte| console.write_config(8, &[*byte]));
 }
@@ -30,7 +39,7 @@ fn output_goes_to_a_pipe_until_its_reader_has_gone() {
     let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
     let (input, typist) = pipe_with(flags).unwrap();
     let (reader, output) = pipe_with(flags).unwrap();
-    let console = Console::make(&config(), vec![input, output]).unwrap();
+    let console = make(vec![input, output]);
     let mut typist = File::from(typist);
 
     print(&console, b"hello");
@@ -51,7 +60,7 @@ fn input_and_output_may_be_files_which_cannot_be_waited_for() {
     let (input, output) = (directory.path().join("in"), directory.path().join("out"));
     fs::write(&input, "typed before").unwrap();
     let descriptors = vec![File::open(&input).unwrap().into(), OwnedFd::from(File::create(&output).unwrap())];
-    let console = Console::make(&config(), descriptors).unwrap();
+    let console = make(descriptors);
     print(&console, b"hello");
     wait_until("it is written", || fs::read(&output).unwrap() == b"hello");
     print(&console, b" again");
@@ -66,7 +75,7 @@ fn the_programs_own_are_opened_anew_unless_they_are_sockets() {
     let stdin = is_socket(rustix::io::dup(std::io::stdin()).unwrap());
     let stdout = is_socket(rustix::io::dup(std::io::stdout()).unwrap());
     match Console::open(&mut config(), &owner(directory.path())) {
-        Ok(descriptors) => assert_eq!((descriptors.len(), stdin, stdout), (2, false, false)),
+        Ok(descriptors) => assert_eq!((descriptors.len(), stdin, stdout), (3, false, false)),
         Err(ConfigError::NoStdio { .. }) => assert!(stdin || stdout),
         Err(other) => panic!("{other}"),
     }
