@@ -96,6 +96,27 @@ fn a_head_in_flight_that_is_offered_again_while_nobody_looked_is_taken_once() {
     assert!(matches!(ring.pop(), Err(Fault::Guest(GuestFault::Chain { head: 3, .. }))));
 }
 
+#[test]
+fn what_could_not_be_shown_is_still_held() {
+    let mut rig = Rig::new(Way::Frames, SIZE, SIZE, 0);
+    // The index is the last word of a page, the elements begin on the next.
+    let page = BASE + 0x2_0000;
+    rig.setup.used_ring = page + 0xffc;
+    let mut ring = rig.ring().unwrap();
+    rig.offer(0);
+    let request = ring.pop().unwrap().unwrap();
+    ring.push(request, 0).unwrap();
+    let held = rig.ledger_words();
+    rig.memory.balloon_out(page, 1);
+    rig.forget_mappings();
+    assert!(matches!(ring.publish(), Err(Fault::Guest(_))));
+    assert_eq!(rig.ledger_words(), held);
+
+    rig.memory.balloon_in(page, 1);
+    rig.forget_mappings();
+    assert_eq!(rig.ring().unwrap().pop().unwrap().unwrap().head(), 0);
+}
+
 /// Words that say something, and words that do not.
 fn any_word() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), 1..20_u64, (0..40_u64).prop_map(|index| 1 << 16 | index), Just(u64::MAX), any::<u64>()]

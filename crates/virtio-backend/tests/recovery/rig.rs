@@ -118,6 +118,11 @@ impl Rig {
         self.grants.fail_call(1, GrantFailure::Busy);
     }
 
+    /// The guest has given up pages, or got others.
+    pub(crate) fn forget_mappings(&self) {
+        self.cache.invalidate();
+    }
+
     /// Writes what is the device's to write.
     pub(crate) fn set_used_idx(&self, index: u16) {
         self.memory.store(self.queue.used_ring() + 2, index);
