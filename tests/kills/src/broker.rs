@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use guest_memory::SharedMemory;
 use virtio_backend::Record;
+use virtio_disk::Format;
 
 use crate::bus::Bus;
 use crate::queue::used_indexes;
@@ -48,6 +49,7 @@ pub(crate) struct Broker {
     /// Each worker gets an empty record instead.
     pub(crate) forgets: bool,
     pub(crate) image: File,
+    pub(crate) format: Format,
     pub(crate) interrupt: OwnedFd,
     pub(crate) random: fastrand::Rng,
 }
@@ -78,7 +80,7 @@ impl Broker {
         let record = if self.forgets { Record::new()? } else { self.record.clone() };
         wire::hand_over(&ours, [self.memory.as_fd(), record.as_fd(), self.image.as_fd()])?;
         let worker = Command::new(&self.program)
-            .arg(worker::WORD)
+            .args([worker::WORD, worker::word_of(self.format)])
             .stdin(OwnedFd::from(theirs))
             .stdout(self.interrupt.try_clone()?)
             .spawn();

@@ -1,7 +1,5 @@
 //! One guest, and thousands of workers one after the other.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +9,12 @@ use anyhow::{Context, Result, anyhow};
 use guest_memory::SharedMemory;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_backend::Record;
+use virtio_disk::Format;
 
 use crate::broker::Broker;
 use crate::bus::Bus;
 use crate::guest::{Guest, Tally};
+use crate::image::Image;
 use crate::layout::BYTES;
 use crate::oracle::SECTOR;
 use crate::stage::Stage;
@@ -30,6 +30,8 @@ pub struct Campaign {
     pub program: PathBuf,
     /// Where the image is made, for as long as it takes.
     pub folder: PathBuf,
+    /// What it is made of.
+    pub format: Format,
     /// How often to kill.
     pub kills: u64,
     /// What chance decides follows from it; where in the worker's work that is does not.
@@ -61,8 +63,7 @@ impl Campaign {
     /// The guest has met what no driver may meet, or the host does not give what it takes.
     pub fn run(&self) -> Result<Report> {
         let started = Instant::now();
-        let image = tempfile::tempfile_in(&self.folder).context("Cannot make an image")?;
-        image.set_len((SECTORS * SECTOR) as u64).context("Cannot make an image")?;
+        let image = Image::new(&self.folder, self.format, SECTORS * SECTOR)?;
         let memory = Arc::new(SharedMemory::new("kills-guest", BYTES).context("Cannot make a guest's memory")?);
         let interrupt = eventfd(0, EventfdFlags::CLOEXEC)?;
         let mut random = fastrand::Rng::with_seed(self.seed);
@@ -73,7 +74,8 @@ impl Campaign {
             memory: Arc::clone(&memory),
             record: Record::new()?,
             forgets: self.forgets,
-            image: image.try_clone()?,
+            image: image.open()?,
+            format: self.format,
             interrupt,
             random: random.fork(),
         };
@@ -89,18 +91,12 @@ impl Campaign {
             (Err(guest), Err(broker)) => return Err(anyhow!("{guest:#}\nThe broker: {broker:#}")),
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
-        oracle.check_all(&read(&image)?).context("The image at the end")?;
+        oracle.check_all(&image.read()?).context("The image at the end")?;
         let felt = stage.felt();
         let answered = felt.iter().map(|felt| felt.answered).collect();
         let ended = felt.iter().map(|felt| felt.ended).collect();
         Ok(Report { kills: self.kills, tally, answered, ended, took: started.elapsed() })
     }
-}
-
-fn read(image: &File) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; SECTORS * SECTOR];
-    image.read_exact_at(&mut bytes, 0).context("Cannot read the image")?;
-    Ok(bytes)
 }
 
 impl fmt::Display for Report {

@@ -16,6 +16,7 @@ mod broker;
 mod bus;
 mod campaign;
 mod guest;
+mod image;
 mod layout;
 mod oracle;
 mod queue;

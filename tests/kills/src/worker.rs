@@ -1,6 +1,7 @@
 //! The process that is killed: the real disk and the real register file, over a guest's memory and a record that were there
 //! before it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,8 +10,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use guest_memory::{Budget, MapCache, PlainMemory, SharedMemory};
 use io_bus::{Device, Written};
-use virtio_backend::Record;
-use virtio_disk::{Config, Disk, Image};
+use virtio_backend::{Kind, Record};
+use virtio_disk::{Config, Disk, Format};
 use virtio_mmio::{InterruptLine, Transport};
 
 use crate::layout::{BASE, BYTES, QUEUES};
@@ -29,20 +30,29 @@ impl InterruptLine for Line {
     }
 }
 
+/// How a worker is told of a format.
+pub(crate) fn word_of(format: Format) -> &'static str {
+    match format {
+        Format::Raw => "raw",
+        Format::Qcow2 => "qcow2",
+    }
+}
+
 /// Serves the disk until it is killed, or nobody makes accesses any more. Standard input is the socket of the accesses,
-/// standard output the eventfd of the interrupt.
+/// standard output the eventfd of the interrupt. `format` is the image's, raw if nothing is said.
 ///
 /// # Errors
 /// What it was handed is not what a worker needs.
-pub fn serve() -> Result<()> {
+pub fn serve(format: Option<&OsStr>) -> Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let line = Line(io::stdout().as_fd().try_clone_to_owned()?);
     let [memory, record, image] = wire::receive(&socket)?;
     let memory = Arc::new(SharedMemory::of(memory, 0, BYTES).context("Cannot map the guest's memory")?);
     let cache = MapCache::new(PlainMemory::new([(BASE, memory as _)])?, Budget::default());
-    let config = Config { queues: Some(QUEUES), ..Config::default() };
-    let disk = Disk::new(&config, Image::from_file(image.into(), "the image")?)?;
-    let transport = Transport::recorded(Arc::new(disk), Arc::new(line), cache, "disk", Record::of(record)?)?;
+    let format = if format.is_some_and(|word| word == word_of(Format::Qcow2)) { Format::Qcow2 } else { Format::Raw };
+    let config = Config { image: "image".into(), format, queues: Some(QUEUES), ..Config::default() };
+    let disk = Disk::make(&config, vec![image])?;
+    let transport = Transport::recorded(disk, Arc::new(line), cache, "disk", Record::of(record)?)?;
     let socket = Arc::new(socket);
     // An access that cannot be taken is the end: whoever makes them has gone.
     while let Ok(access) = wire::take(&socket) {

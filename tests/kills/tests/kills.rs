@@ -5,12 +5,13 @@
 use std::env;
 
 use kills::Campaign;
+use virtio_disk::Format;
 
 fn campaign(kills: u64) -> Campaign {
     let seed = env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("SEED={seed}");
-    let folder = env!("CARGO_TARGET_TMPDIR").into();
-    Campaign { program: env!("CARGO_BIN_EXE_kills").into(), folder, kills, seed, forgets: false }
+    let (program, folder) = (env!("CARGO_BIN_EXE_kills").into(), env!("CARGO_TARGET_TMPDIR").into());
+    Campaign { program, folder, format: Format::Raw, kills, seed, forgets: false }
 }
 
 #[test]
@@ -19,6 +20,13 @@ fn a_guest_does_not_notice_that_its_disk_is_killed() {
     println!("{report}");
     // With less the kills would have struck a device that does nothing.
     assert!(report.tally.answers > 10_000 && report.tally.resets > 100, "{report}");
+}
+
+#[test]
+fn a_guest_does_not_notice_that_the_process_which_knew_its_images_tables_is_killed() {
+    let report = Campaign { format: Format::Qcow2, ..campaign(1000) }.run().unwrap();
+    println!("{report}");
+    assert!(report.tally.answers > 1000, "{report}");
 }
 
 #[test]
