@@ -4,8 +4,12 @@
 
 # --- the daemon ---
 
+# What `serve` is started with.
+serve_options=
+
 start_daemon() {
-    xen-virtio serve >>"$daemon_log" 2>&1 &
+    # shellcheck disable=SC2086 # words
+    xen-virtio serve $serve_options >>"$daemon_log" 2>&1 &
     wait_until 10 daemon_answers_or_ended
     daemon_answers || fail "xen-virtio serve did not come up: $(tail -n 3 "$daemon_log")"
 }
@@ -17,6 +21,13 @@ stop_daemon() {
     daemon_answers || return 0
     kill "$(daemon_pid)"
     wait_until 20 no_daemon || fail "xen-virtio serve does not stop"
+}
+
+# restart_daemon [OPTION...]: with these.
+restart_daemon() {
+    serve_options=$*
+    stop_daemon
+    start_daemon
 }
 
 no_daemon() { [ -z "$(daemon_pid)" ]; }

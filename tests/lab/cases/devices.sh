@@ -30,7 +30,7 @@ END
     network
     entropy
     sockets
-    login
+    log_in devices
     data_port
     counters
 
@@ -107,29 +107,6 @@ sockets() {
     tail -n +2 /run/echo | cmp - /run/noise || fail "the guest's echo differs"
 }
 
-# Somebody logs in on the virtio console, hvc1 beside Xen's own, from a terminal in Dom0.
-login() {
-    in_guest devices 'setsid getty -L 115200 hvc1 vt100 >/dev/null 2>&1 &'
-    mkfifo /run/typed
-    socat EXEC:"xen-virtio console devices",pty,setsid,ctty,sighup - </run/typed >/run/seen 2>&1 &
-    terminal=$!
-    exec 5>/run/typed
-    wait_until 30 sees 'login:' || fail "no login on the console: $(cat /run/seen)"
-    echo root >&5
-    wait_until 30 sees '# ' || fail "no shell on the console: $(cat /run/seen)"
-    # shellcheck disable=SC2016 # for the guest's shell
-    echo 'echo seen $((6 * 7))' >&5
-    wait_until 30 sees 'seen 42' || fail "no output on the console: $(cat /run/seen)"
-    echo exit >&5
-    # Ctrl-] ends xen-virtio console, and the guest's side stays.
-    printf '\035' >&5
-    wait_until 10 has_ended "$terminal" || fail "xen-virtio console does not end on Ctrl-]"
-    exec 5>&-
-}
-
-sees() { grep -q "$1" /run/seen; }
-has_ended() { ! kill -0 "$1" 2>/dev/null; }
-
 data_port() {
     in_guest devices 'receive_on_port data 1048576 &'
     : >/run/answer
@@ -161,8 +138,7 @@ guest_all() {
     need_disk vda
     need_net eth0 192.168.77.2/24 9000
     send_large_packets
-    mkdir -p /root
-    echo 'root::0:0:root:/root:/bin/sh' >/etc/passwd
+    let_root_in
     guest_obey
 }
 

@@ -222,6 +222,31 @@ in_guest() {
     [ -z "$in_guest_output" ] || echo "$in_guest_output"
 }
 
+# log_in NAME: somebody does, from a terminal in Dom0, on the guest's virtio console: hvc1, beside Xen's
+# own.
+log_in() {
+    in_guest "$1" 'setsid getty -L 115200 hvc1 vt100 >/dev/null 2>&1 &'
+    rm -f /run/typed
+    mkfifo /run/typed
+    socat EXEC:"xen-virtio console $1",pty,setsid,ctty,sighup - </run/typed >/run/seen 2>&1 &
+    terminal=$!
+    exec 5>/run/typed
+    wait_until 30 sees 'login:' || fail "no login on the console: $(cat /run/seen)"
+    echo root >&5
+    wait_until 30 sees '# ' || fail "no shell on the console: $(cat /run/seen)"
+    # shellcheck disable=SC2016 # for the guest's shell
+    echo 'echo seen $((6 * 7))' >&5
+    wait_until 30 sees 'seen 42' || fail "no output on the console: $(cat /run/seen)"
+    echo exit >&5
+    # Ctrl-] ends xen-virtio console, and the guest's side stays.
+    printf '\035' >&5
+    wait_until 10 has_ended "$terminal" || fail "xen-virtio console does not end on Ctrl-]"
+    exec 5>&-
+}
+
+sees() { grep -q "$1" /run/seen; }
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
+
 # fio_writes COUNTER DEVICE: waits until start_fio in a guest has moved a megabyte more, by this
 # counter of bytes.
 fio_writes() {

@@ -1,0 +1,128 @@
+# Guests with every kind of device come and go: destroyed before they run, while they boot, amid
+# I/O, after a reboot that was asked of them and after a crash that leaves them to be looked at,
+# each at a random moment. However often, the broker has as many descriptors and mappings as before,
+# and it takes as much memory, and Xen has as much. `make soak` has 200 of them.
+# shellcheck shell=sh
+
+ends="paused booting busy rebooted crashed"
+
+# Of the guests that come first: what they make the broker and Dom0 keep, is kept once.
+warm_up=5
+
+dom0() {
+    cycles=${CYCLES:-5}
+    # shellcheck disable=SC3028 # busybox has it, and takes a seed
+    RANDOM=${SEED:-1}
+    new_bridge lab 192.168.77.1/24
+    new_disk cycles 16 >/dev/null
+    some_cycles 1 "$warm_up"
+    take_stock
+    some_cycles "$((warm_up + 1))" "$((warm_up + cycles))"
+    compare_stock
+}
+
+some_cycles() {
+    for cycle in $(seq "$1" "$2"); do
+        one_cycle "$(echo "$ends" | cut -d ' ' -f "$((cycle % 5 + 1))")"
+    done
+}
+
+# one_cycle END
+one_cycle() {
+    name=cycle$cycle
+    new_guest
+    # A kernel that panics asks for a reboot, on Arm.
+    if [ "$1" = crashed ]; then set_option "$name" 'on_reboot = "preserve"'; fi
+    case $1 in
+    paused) check xl create -p "$guests/$name.cfg" >>"$(xl_log "$name")" 2>&1 ;;
+    booting) create "$name" ;;
+    *) create "$name" && expect "$name" busy 60 ;;
+    esac
+    a_while
+    case $1 in
+    rebooted)
+        first=$(domid "$name")
+        check xl reboot "$name"
+        wait_until 60 is_another || fail "$name does not come back: $(xl list)"
+        a_while
+        ;;
+    crashed)
+        check xl sysrq "$name" c
+        wait_until 60 has_crashed || fail "$name does not crash: $(xl list)"
+        a_while
+        ;;
+    esac
+    check destroy "$name"
+    wait_until 20 no_workers || fail "the worker outlives $name, which was $1: $(worker_pids)"
+    wait_until 10 no_zombies || fail "$name, which was $1, cannot die: $(xl list)"
+    is_gone "$name" || fail "$name, which was $1, is back: $(xl list)"
+}
+
+new_guest() {
+    guest "$name" busy /run/disks/cycles
+    set_option "$name" 'on_reboot = "restart"'
+    with_virtio "$name" 1 3 4 13
+    entries "$name" <<END
+[[net]]
+bridge = "lab"
+
+[[console]]
+
+[[rng]]
+
+[[vsock]]
+END
+}
+
+# Up to two seconds.
+# shellcheck disable=SC3028
+a_while() { sleep "$((RANDOM % 2)).$((RANDOM % 10))"; }
+
+is_another() { now=$(domid "$name" 2>/dev/null) && [ "$now" != "$first" ]; }
+
+has_crashed() { xl list "$name" | grep -q -- '---s'; }
+
+take_stock() {
+    descriptors=$(daemon_fds)
+    mappings=$(daemon_mappings)
+    resident=$(daemon_resident)
+    memory=$(free_mib)
+    files=$(find /run/xen-virtio | sort)
+    echo "after $warm_up guests: $descriptors descriptors, $mappings mappings, $resident KiB; Xen has $memory MiB"
+}
+
+compare_stock() {
+    echo "$cycles guests later: $(daemon_fds) descriptors, $(daemon_mappings) mappings, $(daemon_resident) KiB; Xen has $(free_mib) MiB"
+    # Threads that wait for work have a mapping each, and end after ten seconds without any.
+    wait_until 30 has_what_it_had ||
+        fail "the broker has $(daemon_fds) descriptors and $(daemon_mappings) mappings, and had $descriptors and $mappings: $(ls -l "/proc/$(daemon_pid)/fd")"
+    [ "$(daemon_resident)" -le "$((resident + 512))" ] || fail "the broker takes $(daemon_resident) KiB, and took $resident"
+    wait_until 10 xen_has "$memory" || fail "Xen has $(free_mib) MiB free, and had $memory"
+    [ "$(find /run/xen-virtio | sort)" = "$files" ] || fail "left behind: $(find /run/xen-virtio)"
+    [ "$(xl list | wc -l)" -eq 2 ] || fail "domains are left: $(xl list)"
+    [ -z "$(ls -d /sys/class/net/cycle* 2>/dev/null)" ] || fail "taps are left: $(ls /sys/class/net)"
+}
+
+has_what_it_had() { [ "$(daemon_fds)" -eq "$descriptors" ] && [ "$(daemon_mappings)" -eq "$mappings" ]; }
+
+daemon_mappings() { wc -l <"/proc/$(daemon_pid)/maps"; }
+
+daemon_resident() { awk '$1 == "VmRSS:" { print $2 }' "/proc/$(daemon_pid)/status"; }
+
+guest_busy() {
+    need_disk vda
+    need_net eth0 192.168.77.2/24
+    echo 1 >/proc/sys/kernel/sysrq
+    # What `xl reboot` comes to.
+    trap 'reboot -f' TERM
+    for load in write flood draw; do $load >/dev/null 2>&1 & done
+    say "busy"
+    wait
+    while :; do sleep 1; done
+}
+
+write() { while :; do dd if=/dev/zero of=/dev/vda bs=256k count=64 oflag=direct; done; }
+
+flood() { ping -A -s 1000 192.168.77.1; }
+
+draw() { cat /dev/hwrng; }
