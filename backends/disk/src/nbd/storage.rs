@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::net::{Shutdown, shutdown};
+
 use crate::engine::{Engine, Op};
 use crate::{EngineKind, Geometry, Storage};
 
@@ -46,6 +49,7 @@ impl Candidate {
         while self.sockets.len() < usize::from(lanes) {
             self.sockets.push(look(&self.address, deadline)?.0);
         }
+        self.sockets.iter().try_for_each(leave).map_err(NbdError::Host)?;
         Ok(self.sockets)
     }
 }
@@ -73,6 +77,25 @@ impl Storage for Candidate {
     }
 }
 
+/// Leaves a connection to whoever [takes](take) it first. Nobody works with a socket that blocks, so that says that nobody
+/// does as yet: of all that a socket is, its flags are what each process sees that it is passed to.
+fn leave(socket: &OwnedFd) -> io::Result<()> {
+    Ok(fcntl_setfl(socket, fcntl_getfl(socket)? - OFlags::NONBLOCK)?)
+}
+
+/// Takes a connection that was [left](leave), before a byte of ours goes over it; false if another process has taken it. That
+/// one may have died in the middle of a request, so it is ended then.
+fn take(socket: &OwnedFd) -> io::Result<bool> {
+    let flags = fcntl_getfl(socket)?;
+    if flags.contains(OFlags::NONBLOCK) {
+        // It may have ended by itself.
+        let _ = shutdown(socket, Shutdown::Both);
+        return Ok(false);
+    }
+    fcntl_setfl(socket, flags | OFlags::NONBLOCK)?;
+    Ok(true)
+}
+
 fn look(address: &Address, deadline: Deadline) -> Result<(OwnedFd, Export), NbdError> {
     let socket = handshake::greet(dial(address, deadline)?, deadline)?;
     handshake::look(socket, &address.export, deadline)
@@ -85,7 +108,8 @@ pub struct Nbd {
 }
 
 impl Nbd {
-    /// Begins with the connections of a [`Candidate`] for this address. May take seconds.
+    /// Begins with the connections of a [`Candidate`] for this address, or with new ones in the place of those that a former
+    /// process had. May take seconds.
     ///
     /// # Errors
     /// The server is gone since, or the export has changed; there is no socket; the host has no thread.
@@ -93,6 +117,8 @@ impl Nbd {
         let (several, deadline) = (sockets.len() > 1, Deadline::after(PATIENCE));
         let mut connections = Vec::<Connected>::new();
         for socket in sockets {
+            let is_ours = take(&socket).map_err(NbdError::Host)?;
+            let socket = if is_ours { socket } else { handshake::greet(dial(&address, deadline)?, deadline)? };
             let (socket, export) = handshake::begin(socket, &address.export, deadline)?;
             if let Some(first) = connections.first() {
                 export.replaces(&first.export, several)?;

@@ -18,6 +18,7 @@ mod disk;
 mod played;
 mod servers;
 
+mod following;
 mod hostile;
 mod model;
 mod opening;
