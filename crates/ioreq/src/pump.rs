@@ -79,8 +79,6 @@ struct Worker {
     slots: Vec<Arc<Slot>>,
     /// Of all slots, and of the buffered ring.
     ports: Vec<LocalPort>,
-    /// Whether it ever came to that.
-    serves: bool,
 }
 
 impl Pump {
@@ -89,7 +87,7 @@ impl Pump {
     ///
     /// # Errors
     /// The server is disabled again, and what was in its slots is answered where that is possible; one that was
-    /// [attached](IoreqServer::attach) to is [released](IoreqServer::release) instead, as it was found.
+    /// [attached](IoreqServer::attach) to is left as it was.
     pub fn spawn(
         server: Arc<IoreqServer>,
         events: Arc<dyn EventChannels>,
@@ -98,10 +96,12 @@ impl Pump {
     ) -> Result<Self, PumpError> {
         let shared = Arc::new(Shared { stopping: AtomicBool::new(false), counters: Arc::default(), bus, ram, events });
         let (slots, ports) = (Vec::new(), Vec::new());
-        let mut worker = Worker { shared: Arc::clone(&shared), server, slots, ports, serves: false };
+        let mut worker = Worker { shared: Arc::clone(&shared), server: Arc::clone(&server), slots, ports };
         worker.bind()?;
         let thread = thread::Builder::new().name("ioreq".to_owned()).spawn(move || worker.run());
-        Ok(Self { thread: Some(thread.map_err(PumpError::Thread)?), shared })
+        let thread = Some(thread.map_err(PumpError::Thread)?);
+        server.take_over();
+        Ok(Self { thread, shared })
     }
 
     /// The counters now.
@@ -157,8 +157,7 @@ impl Worker {
         Ok(())
     }
 
-    fn run(mut self) {
-        self.serves = true;
+    fn run(self) {
         for slot in &self.slots {
             match slot.adopt() {
                 Some(request) => self.serve(request),
@@ -271,11 +270,8 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// However serving ends, or if it never began: no vCPU is left waiting, but for one who comes next.
+    /// However serving ends, or if it never began: no vCPU is left waiting.
     fn drop(&mut self) {
-        if !self.serves {
-            self.server.leave_to_the_next();
-        }
         if self.server.is_released() {
             return;
         }

@@ -99,7 +99,8 @@ impl IoreqServer {
     }
 
     /// Takes over a server that another process of this domain made and did not destroy. The windows that are mapped
-    /// stay so; [`map`](Self::map) them all the same, to own them.
+    /// stay so; [`map`](Self::map) them all the same, to own them. Until a pump serves it, it stays
+    /// [released](Self::release): should that fail, it is as it was for the next who tries.
     ///
     /// # Errors
     /// There is no such server, or it cannot be mapped. It stays as it was.
@@ -128,7 +129,7 @@ impl IoreqServer {
                 Some((BufferedRing::new(ring)?, port))
             }
         };
-        Ok(Arc::new(Self { hypervisor, id, vcpus, page, buffered, attached, released: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { hypervisor, id, vcpus, page, buffered, attached, released: AtomicBool::new(attached) }))
     }
 
     /// Its number, by which another process can [`attach`](Self::attach) to it.
@@ -180,11 +181,9 @@ impl IoreqServer {
         self.released.store(true, Ordering::Release);
     }
 
-    /// What could not be taken over is left as it was, for the next who tries: the guest runs.
-    pub(crate) fn leave_to_the_next(&self) {
-        if self.attached {
-            self.release();
-        }
+    /// It is served here from now on, and so closed here when that ends.
+    pub(crate) fn take_over(&self) {
+        self.released.store(false, Ordering::Release);
     }
 
     fn destroy_when_free(&self) -> Result<(), CloseError> {

@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 
 /// The longest message. The report of a guest with all the devices Xen has interrupts for takes a quarter.
 pub const MESSAGE_MAX: usize = 64 * 1024;
-/// The most descriptors that come with one message.
-pub const DESCRIPTORS_MAX: usize = 4;
+/// The most descriptors that come with one message: a disk with five backing files, the way to grants, and a record.
+pub const DESCRIPTORS_MAX: usize = 8;
 
 const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 

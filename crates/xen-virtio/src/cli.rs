@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::broker::DEATHS_PER_MINUTE;
 use crate::config;
 use crate::model::Model;
 
@@ -92,6 +93,11 @@ pub struct Serve {
     /// Serve this kind of device only, and leave others to other programs
     #[arg(long, value_name = "KIND", value_parser = kinds())]
     pub only: Option<String>,
+    /// How often within a minute the process that serves a guest may die and be followed by another
+    ///
+    /// If it dies more often, the guest's devices are given up: the guest runs on and finds them broken.
+    #[arg(long = "restarts", value_name = "N", default_value_t = DEATHS_PER_MINUTE)]
+    pub restarts: u32,
     #[command(flatten)]
     /// Where the broker lives.
     pub runtime: Runtime,

@@ -31,7 +31,12 @@ fn table(listing: &Listing) -> String {
     let mut text = String::new();
     for guest in &listing.guests {
         let name = guest.name.as_deref().unwrap_or("(no name)");
-        line(&mut text, format_args!("{} (domain {})", printable(name), guest.domid));
+        let restarts = match guest.restarts {
+            0 => String::new(),
+            1 => ", worker restarted once".to_owned(),
+            n => format!(", worker restarted {n} times"),
+        };
+        line(&mut text, format_args!("{} (domain {}){restarts}", printable(name), guest.domid));
         for device in &guest.devices {
             line(&mut text, format_args!("  {}", headline(device)));
             counters(&mut text, "    ", device.counters.iter());
@@ -122,7 +127,8 @@ mod tests {
 
     fn guest(name: &str, device: DeviceListing) -> Listing {
         let counters = BTreeMap::from([("traps".into(), 99)]);
-        Listing { guests: vec![GuestListing { domid: 7, name: Some(name.into()), counters, devices: vec![device] }] }
+        let (name, devices) = (Some(name.into()), vec![device]);
+        Listing { guests: vec![GuestListing { domid: 7, name, restarts: 0, counters, devices }] }
     }
 
     #[test]
@@ -132,6 +138,17 @@ mod tests {
         let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running; /dev/vg/web\n    \
                         requests 12\n  traps 99\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn how_often_a_worker_died_is_told_with_its_guest() {
+        let mut listing = guest("web", disk());
+        for (restarts, headline) in
+            [(1, "web (domain 7), worker restarted once\n"), (3, "web (domain 7), worker restarted 3 times\n")]
+        {
+            listing.guests[0].restarts = restarts;
+            assert!(table(&listing).starts_with(headline), "{}", table(&listing));
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn find<'a>(listing: &'a Listing, guest: &str) -> Option<&'a GuestListing> {
 }
 
 fn progress(guest: &GuestListing) -> Progress {
-    if let Some(failed) = guest.devices.iter().find(|device| device.state == "failed") {
+    if let Some(failed) = guest.devices.iter().find(|device| ["failed", "given up"].contains(&&*device.state)) {
         return Progress::Failed(failed.name.clone().unwrap_or_else(|| failed.id.clone()));
     }
     match guest.devices.iter().all(|device| device.state == "serving") && !guest.devices.is_empty() {
@@ -112,7 +112,7 @@ mod tests {
             counters: BTreeMap::new(),
         };
         let devices = states.iter().map(device).collect();
-        GuestListing { domid: 7, name: Some("web".into()), counters: BTreeMap::new(), devices }
+        GuestListing { domid: 7, name: Some("web".into()), restarts: 0, counters: BTreeMap::new(), devices }
     }
 
     #[test]

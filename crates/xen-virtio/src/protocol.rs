@@ -10,7 +10,7 @@ use virtio_backend::Operation;
 use crate::model::{Device, DeviceId, Place};
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// From the broker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -23,6 +23,8 @@ pub enum Order {
         version: u32,
         /// The guest.
         domid: u16,
+        /// What the guest's former worker left when it died under it, if there was one.
+        former: Option<Former>,
     },
     /// Claim this device's window; what the guest does there waits until the device is attached.
     Reserve {
@@ -36,12 +38,21 @@ pub enum Order {
         /// Which.
         id: DeviceId,
     },
-    /// Serve this device too, in the window reserved for it if there is one. Brings the descriptors that were opened for
-    /// it; and behind them, unless its memory is [never](crate::model::Grants::Never) reached by grants,
-    /// `/dev/xen/gntdev`, which the kernel cannot restrict to one guest.
+    /// Serve this device too, in the window reserved for it if there is one; from where a former worker left it, if its
+    /// record says so. Brings the descriptors that were opened for it; behind them, unless its memory is
+    /// [never](crate::model::Grants::Never) reached by grants, `/dev/xen/gntdev`, which the kernel cannot restrict to one
+    /// guest; and last its [`Record`](virtio_backend::Record).
     Attach {
         /// What it is, and where the guest finds it.
         device: Box<Device>,
+    },
+    /// Serve this device no more: answer its accesses, and show that it needs a reset which does not help. Brings its
+    /// record.
+    GiveUp {
+        /// Which.
+        id: DeviceId,
+        /// Where.
+        place: Place,
     },
     /// Finish what is in flight for this device, let go of all it holds, and say so.
     Detach {
@@ -61,10 +72,35 @@ pub enum Order {
     Stop,
 }
 
+/// What a worker that died left with Xen.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Former {
+    /// The id of its IOREQ server.
+    pub server: u16,
+    /// The windows it had, or was to have: what the guest does there waits until it is said what is in them.
+    pub windows: Vec<ReservedWindow>,
+}
+
+/// A device's window.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReservedWindow {
+    /// Whose.
+    pub id: DeviceId,
+    /// Where.
+    pub place: Place,
+}
+
 /// From a worker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Answer {
+    /// There is an IOREQ server, to which nothing comes yet: from now on another worker can go on with it.
+    Created {
+        /// Its id.
+        server: u16,
+    },
     /// The IOREQ server is there and its pump runs.
     Started {
         /// [`VERSION`] of the worker.
@@ -154,11 +190,14 @@ mod tests {
 
     #[test]
     fn every_message_survives_the_way() {
-        let id = sample::disk("xvda").id;
+        let Device { id, place, .. } = sample::disk("xvda");
+        let former = Former { server: 3, windows: vec![ReservedWindow { id, place }] };
         let orders = [
-            Order::Start { version: VERSION, domid: 7 },
+            Order::Start { version: VERSION, domid: 7, former: None },
+            Order::Start { version: VERSION, domid: 7, former: Some(former) },
+            Order::GiveUp { id, place },
             Order::Attach { device: Box::new(sample::disk("xvda")) },
-            Order::Reserve { id, place: sample::disk("xvda").place },
+            Order::Reserve { id, place },
             Order::Vacate { id },
             Order::Detach { id },
             Order::Operate { id, operation: Operation::Link { up: true } },
@@ -170,6 +209,7 @@ mod tests {
         let devices =
             vec![DeviceReport { id, state: "serving".into(), counters: vec![Counter::new("kicks", u64::MAX)] }];
         let answers = [
+            Answer::Created { server: u16::MAX },
             Answer::Started { version: VERSION },
             Answer::Unable { reason: String::new() },
             Answer::Attached { id },

@@ -16,7 +16,7 @@ use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::logging;
 use crate::model::Model;
-use crate::process::StopSignals;
+use crate::process::{StopSignals, allow_descriptors};
 use crate::toolstack::fixed::Fixed;
 use crate::toolstack::{Toolstack, nodes};
 
@@ -31,6 +31,8 @@ pub fn run(options: &Serve) -> Result<(), Failure> {
     logging::for_broker(&options.log).map_err(Failure::Usage)?;
     find_xen()?;
     let _lock = take_lock(&options.runtime.directory)?;
+    // What a device has open, the broker has open as long.
+    allow_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("Cannot start the event loop")?.block_on(serve(options))
 }
@@ -57,6 +59,7 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
         directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },
         only: Model::kinds_with_id().find(|(name, _)| Some(*name) == kind).map(|(_, id)| id),
         closing_patience: CLOSING_PATIENCE,
+        deaths_per_minute: options.restarts,
     };
     let left =
         Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;

@@ -221,7 +221,7 @@ fn serve_file(
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let directories = Directories { configurations: directory.clone(), runtime: directory };
-        let settings = Settings { directories, only: None, closing_patience: CLOSING_PATIENCE };
+        let settings = Settings { directories, only: None, closing_patience: CLOSING_PATIENCE, deaths_per_minute: 5 };
         runtime.block_on(Broker::run(toolstack, spawner, settings, requests, || {})).unwrap();
     })
 }

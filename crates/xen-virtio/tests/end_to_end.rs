@@ -21,21 +21,21 @@ use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{CLOSING_PATIENCE, Request};
 use xen_virtio::channel::Channel;
 use xen_virtio::logging::HeldBack;
-use xen_virtio::protocol::Counter;
+use xen_virtio::protocol::{Counter, Former};
 use xen_virtio::worker;
 
 /// Runs workers as threads of the test's process. All guests share one domain's Xen.
 struct ThreadSpawner(Domain);
 
 impl Spawner for ThreadSpawner {
-    fn spawn(&self, _domid: u16) -> anyhow::Result<Spawned> {
+    fn spawn(&self, _domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
         let (channel, there) = Channel::pair()?;
         let (end, ended) = oneshot::channel();
         let (kill, _killed) = oneshot::channel();
         let domain = self.0.clone();
         thread::spawn(move || {
             let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
-            let served = worker::serve(there, hypervisor, channels, domain, HeldBack::default());
+            let served = worker::serve(there, hypervisor, channels, domain, former, HeldBack::default());
             // The broker may have ended.
             let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
         });

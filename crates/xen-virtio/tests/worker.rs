@@ -5,36 +5,63 @@
 mod rig;
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use ioreq::ServerId;
 use rig::domain::{BASE_A, BASE_B, Domain};
 use rig::{PATIENCE, XVDA, XVDB, disk_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tempfile::NamedTempFile;
-use testkit::xen::Vcpu;
-use virtio_backend::{Operation, Owner};
+use testkit::xen::{DmOp, FakeChannels, STATE_INPROCESS, STATE_READY, Vcpu};
+use virtio_backend::{Operation, Owner, Record};
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::channel::Channel;
 use xen_virtio::logging::HeldBack;
 use xen_virtio::model::{Device, Grants, Model, Place};
-use xen_virtio::protocol::{Answer, Order, Report, VERSION};
+use xen_virtio::protocol::{Answer, Former, Order, Report, ReservedWindow, VERSION};
 use xen_virtio::worker;
 
 /// A worker that runs, and the broker's end of its channel.
 struct Running {
     domain: Domain,
+    events: Arc<FakeChannels>,
     channel: Channel,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
     fn start() -> Self {
-        let domain = Domain::new();
+        let running = Self::begin(Domain::new(), None);
+        assert!(matches!(running.answer(), Answer::Created { .. }));
+        assert_eq!(running.answer(), Answer::Started { version: VERSION });
+        running
+    }
+
+    /// A worker that is told what one before it left.
+    fn begin(domain: Domain, former: Option<Former>) -> Self {
         let (channel, there) = Channel::pair().unwrap();
-        let (hypervisor, channels, pages) = (domain.xen.hypervisor(), domain.xen.channels(), domain.clone());
-        let thread = thread::spawn(move || worker::serve(there, hypervisor, channels, pages, HeldBack::default()));
-        let running = Self { domain, channel, thread };
+        let (hypervisor, events, pages) = (domain.xen.hypervisor(), domain.xen.channels(), domain.clone());
+        let here = Arc::clone(&events);
+        let held_back = HeldBack::default();
+        let thread = thread::spawn(move || worker::serve(there, hypervisor, here, pages, former, held_back));
+        Self { domain, events, channel, thread }
+    }
+
+    /// Stops as a process that is killed does, and leaves its guest behind. (Its threads are there still, and do nothing.)
+    fn die(self) -> Domain {
+        self.events.kill();
+        std::mem::forget(self.channel);
+        self.domain
+    }
+
+    /// The worker that goes on where the one of this guest died that had, or was to have, these windows.
+    fn follow(domain: Domain, windows: &[(u32, u64)]) -> Self {
+        let running = Self::begin(domain.clone(), Some(former(&domain, windows)));
+        let ServerId(server) = domain.xen.servers()[0];
+        assert_eq!(running.answer(), Answer::Created { server });
         assert_eq!(running.answer(), Answer::Started { version: VERSION });
         running
     }
@@ -72,9 +99,22 @@ impl Running {
     }
 
     fn attach_by(&self, grants: Grants, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
+        self.attach_again(grants, number, base, descriptors, &Record::new().unwrap())
+    }
+
+    /// With what a worker before may have left in its record.
+    fn attach_again(
+        &self,
+        grants: Grants,
+        number: u32,
+        base: u64,
+        descriptors: &[BorrowedFd<'_>],
+        record: &Record,
+    ) -> Answer {
+        let descriptors = &[descriptors, &[record.as_fd()]].concat();
         let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/run".into() };
         let model = Model::Disk(virtio_disk::Config::default());
-        let place = Place { base, irq: 33 };
+        let place = place(base);
         let device = Device { id: disk_id(number), place, grants, name: format!("disk-{number}"), owner, model };
         self.order(&Order::Attach { device: Box::new(device) }, descriptors)
     }
@@ -83,6 +123,15 @@ impl Running {
         drop(self.channel);
         self.thread.join().unwrap()
     }
+}
+
+fn place(base: u64) -> Place {
+    Place { base, irq: 33 }
+}
+
+fn former(domain: &Domain, windows: &[(u32, u64)]) -> Former {
+    let window = |&(number, base): &(u32, u64)| ReservedWindow { id: disk_id(number), place: place(base) };
+    Former { server: domain.xen.servers()[0].0, windows: windows.iter().map(window).collect() }
 }
 
 fn image() -> NamedTempFile {
@@ -434,4 +483,137 @@ fn a_broker_that_talks_nonsense_is_taken_for_gone_and_the_guest_served() {
     worker.end().unwrap();
     assert_eq!(std::fs::read(image.path()).unwrap()[0], 3);
     assert_eq!(domain.memory.counts().live, 0);
+}
+
+/// Waits until a vCPU's slot in the guest's server is in this state.
+fn wait_for_slot(domain: &Domain, vcpu: usize, state: u8) {
+    let server = domain.xen.servers()[0];
+    rig::wait_until(|| domain.xen.slot(server, vcpu).get().0 == state);
+}
+
+#[test]
+fn a_guest_whose_worker_is_killed_goes_on_with_the_next_and_its_driver_notices_nothing() {
+    let first = Running::start();
+    let (image, record) = (image(), Record::new().unwrap());
+    first.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+    let guest = first.domain.clone();
+    let worker = guest.run(|domain| {
+        let (mut worker, mut disk) = (first, domain.disk(BASE_A));
+        for life in 0..10_u8 {
+            let block = usize::from(life);
+            disk.write_blocks(block, &[life; SECTOR_SIZE]).unwrap();
+            worker = Running::follow(worker.die(), &[(XVDA, BASE_A)]);
+            let attached = worker.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+            assert_eq!(attached, Answer::Attached { id: disk_id(XVDA) });
+            let mut read = [0xff; SECTOR_SIZE];
+            disk.read_blocks(block, &mut read).unwrap();
+            assert_eq!(read, [life; SECTOR_SIZE]);
+        }
+        worker
+    });
+    assert_eq!(worker.domain.xen.take_violations(), <[String; 0]>::default());
+    // The end is that of any other worker.
+    worker.tell(&Order::Stop);
+    worker.end().unwrap();
+    assert!(guest.xen.servers().is_empty());
+}
+
+#[test]
+fn what_a_killed_worker_had_taken_or_not_seen_yet_is_answered_by_the_next() {
+    let worker = Running::start();
+    let (first, second, record) = (image(), image(), Record::new().unwrap());
+    worker.attach_again(Grants::Never, XVDA, BASE_A, &[first.as_fd()], &record);
+    worker.tell(&Order::Reserve { id: disk_id(XVDB), place: place(BASE_B) });
+    worker.report();
+    let read_id = |vcpu: Vcpu, base| thread::spawn(move || vcpu.read32(base + DEVICE_ID));
+    let taken = read_id(worker.domain.xen.vcpu(1), BASE_B);
+    wait_for_slot(&worker.domain, 1, STATE_INPROCESS);
+    let domain = worker.die();
+    let unseen = read_id(domain.xen.vcpu(0), BASE_A);
+    wait_for_slot(&domain, 0, STATE_READY);
+
+    let next = Running::follow(domain, &[(XVDA, BASE_A), (XVDB, BASE_B)]);
+    wait_for_slot(&next.domain, 0, STATE_INPROCESS);
+    assert!(!taken.is_finished() && !unseen.is_finished(), "both wait for their device");
+    next.attach_again(Grants::Never, XVDA, BASE_A, &[first.as_fd()], &record);
+    assert_eq!(unseen.join().unwrap(), 2);
+    next.attach(XVDB, BASE_B, &[second.as_fd()]);
+    assert_eq!(taken.join().unwrap(), 2);
+    assert_eq!(next.domain.xen.take_violations(), <[String; 0]>::default());
+}
+
+#[test]
+fn a_window_that_a_killed_worker_had_not_come_to_is_there_in_the_next() {
+    let domain = Running::start().die();
+    let server = domain.xen.servers()[0];
+    assert!(domain.xen.windows(server).is_empty());
+
+    let next = Running::follow(domain, &[(XVDA, BASE_A)]);
+    let vcpu = next.domain.xen.vcpu(0);
+    let early = thread::spawn(move || vcpu.read32(BASE_A + DEVICE_ID));
+    wait_for_slot(&next.domain, 0, STATE_INPROCESS);
+    next.tell(&Order::Vacate { id: disk_id(XVDA) });
+
+    assert_eq!(early.join().unwrap(), 0);
+}
+
+#[test]
+fn a_guest_that_ended_meanwhile_is_reported_as_such() {
+    let domain = Running::start().die();
+    let left = former(&domain, &[(XVDA, BASE_A)]);
+    domain.xen.kill_guest();
+
+    let next = Running::begin(domain, Some(left));
+
+    assert_eq!(next.answer(), Answer::Report(Report::default()));
+    next.end().unwrap();
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_told_and_left_as_it_was_for_the_next() {
+    let worker = Running::start();
+    let (image, record) = (image(), Record::new().unwrap());
+    worker.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+    let domain = worker.die();
+    let server = domain.xen.servers()[0];
+    let vcpu = domain.xen.vcpu(0);
+    let waiting = thread::spawn(move || vcpu.read32(BASE_A + DEVICE_ID));
+    wait_for_slot(&domain, 0, STATE_READY);
+
+    for (call, errno) in [(DmOp::MapPage, Errno::PERM), (DmOp::MapWindow, Errno::NOSPC)] {
+        domain.xen.fail_next(call, errno);
+        let next = Running::begin(domain.clone(), Some(former(&domain, &[(XVDA, BASE_A)])));
+        match next.answer() {
+            Answer::Unable { reason } => assert!(reason.contains("Cannot go on where"), "{reason}"),
+            other => panic!("it says {other:?}"),
+        }
+        assert!(next.end().is_err());
+        assert_eq!(domain.xen.windows(server).len(), 1);
+        assert!(domain.xen.is_enabled(server));
+    }
+
+    let next = Running::follow(domain, &[(XVDA, BASE_A)]);
+    next.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+    assert_eq!(waiting.join().unwrap(), 2);
+}
+
+#[test]
+fn a_device_that_is_given_up_answers_and_says_that_it_is_broken() {
+    let worker = Running::start();
+    let (image, record) = (image(), Record::new().unwrap());
+    worker.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+    let guest = worker.domain.clone();
+    let disk = guest.run(|domain| domain.disk(BASE_A));
+    let next = Running::follow(worker.die(), &[(XVDA, BASE_A)]);
+
+    next.channel.send(&Order::GiveUp { id: disk_id(XVDA), place: place(BASE_A) }, &[record.as_fd()]).unwrap();
+
+    let vcpu = next.domain.xen.vcpu(0);
+    assert_ne!(vcpu.read32(BASE_A + STATUS) & DEVICE_NEEDS_RESET, 0);
+    assert_eq!(vcpu.read32(BASE_A + DEVICE_ID), 2);
+    drop(disk);
+    assert_eq!(
+        next.order(&Order::Detach { id: disk_id(XVDA) }, &[]),
+        Answer::Detached { id: disk_id(XVDA), used: true }
+    );
 }

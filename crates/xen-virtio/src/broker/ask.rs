@@ -20,10 +20,10 @@ impl<S: Spawner> Broker<S> {
                 format!("No guest {guest:?} uses a device of xen-virtio; `xen-virtio list` shows who does"),
             );
         };
-        match found.devices.iter().find(|(_, known)| known.name == device).map(|(id, _)| *id) {
+        match found.devices.iter().find(|(_, known)| known.device.name == device).map(|(id, _)| *id) {
             Some(id) => found.operate(id, operation, reply),
             None => {
-                let names: Vec<_> = found.devices.values().map(|known| known.name.as_str()).collect();
+                let names: Vec<_> = found.devices.values().map(|known| known.device.name.as_str()).collect();
                 refuse(reply, format!("Guest {guest:?} has no device {device:?}; it has: {}", names.join(", ")));
             }
         }

@@ -62,6 +62,8 @@ pub struct GuestListing {
     pub domid: u16,
     /// Its name, if the toolstack gave it one.
     pub name: Option<String>,
+    /// How many workers were started for it where one had died.
+    pub restarts: u64,
     /// What its worker counts; empty if it has none, or none that answers.
     pub counters: BTreeMap<String, u64>,
     /// Its devices.
@@ -85,7 +87,7 @@ pub struct DeviceListing {
     pub base: Option<u64>,
     /// Its interrupt.
     pub irq: Option<u32>,
-    /// `starting`, `serving`, `closing`, `failed` or `left to a former worker`.
+    /// `starting`, `serving`, `restarting`, `closing`, `failed`, `given up` or `left to a former worker`.
     pub state: String,
     /// How far the guest's driver has come, if the worker says so.
     pub driver: Option<String>,
@@ -184,7 +186,8 @@ fn merge(view: GuestView, report: Report) -> GuestListing {
         }
     });
     let devices = devices.collect();
-    GuestListing { domid: view.domid, name: view.name, counters: by_name(report.counters), devices }
+    let GuestView { domid, name, restarts, .. } = view;
+    GuestListing { domid, name, restarts, counters: by_name(report.counters), devices }
 }
 
 fn by_name(counters: Vec<Counter>) -> BTreeMap<String, u64> {

@@ -1,18 +1,20 @@
 //! One guest as the broker keeps it: where its devices are in life, its worker, and who waits for its report.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use virtio_backend::Operation;
+use virtio_backend::{Operation, Record};
 
 use super::ask::Outcome;
+use super::deaths::Deaths;
 use super::prepare::Prepared;
 use super::worker::Worker;
 use crate::config::GuestName;
-use crate::model::{Device, DeviceId};
+use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
 use crate::protocol::{Order, Report};
 use crate::toolstack::lifecycle::{Lifecycle, Stage};
 
@@ -29,14 +31,35 @@ pub struct Guest {
     pub last_words: Option<String>,
     /// What is ready for the worker.
     pub prepared: BTreeMap<DeviceId, Prepared>,
-    /// What the worker was given.
-    pub devices: BTreeMap<DeviceId, Device>,
+    /// What the worker was given, and the next one will be if it dies.
+    pub devices: BTreeMap<DeviceId, Served>,
+    /// The worker's IOREQ server, by its own word.
+    pub server: Option<u16>,
+    /// Whether its worker goes on with a server that another made.
+    pub follows: bool,
+    /// The windows that this server has or is to have.
+    pub windows: BTreeMap<DeviceId, Place>,
+    /// How its workers died.
+    pub deaths: Deaths,
+    /// When the next worker is to be started, if that has to wait.
+    pub follow_at: Option<Instant>,
     /// Who waits for the worker's next report.
     pub report_to: Vec<oneshot::Sender<Report>>,
     /// Who waits for what comes of an operation; a worker answers in order.
     pub outcome_to: Vec<(DeviceId, oneshot::Sender<Outcome>)>,
     /// When patience with what is closing ends.
     pub deadline: Option<Instant>,
+}
+
+/// A device that a worker was given. What is open stays open until it is let go of, whatever becomes of workers: locks are
+/// held, and taps, terminals and sockets see nothing of it.
+pub struct Served {
+    /// Its description.
+    pub device: Device,
+    /// As in [`Prepared`].
+    pub descriptors: Vec<OwnedFd>,
+    /// What its workers leave to each other. Only they look into it.
+    pub record: Record,
 }
 
 /// A guest as `xen-virtio list` shows it, before the worker has added what it knows.
@@ -46,6 +69,8 @@ pub struct GuestView {
     pub domid: u16,
     /// Its name.
     pub name: Option<String>,
+    /// How many workers were started for it where one had died.
+    pub restarts: u64,
     /// Its devices.
     pub devices: Vec<DeviceView>,
 }
@@ -71,9 +96,18 @@ impl Guest {
         let unwanted = prepared.extract_if(.., |id, _| lifecycle.stage(*id) != Some(&Stage::Prepared));
         let mut over: Vec<_> = unwanted.map(|(_, prepared)| prepared.device).collect();
         let is_over = |id: DeviceId| matches!(lifecycle.stage(id), None | Some(Stage::Vacant | Stage::Dead(_)));
-        over.extend(devices.extract_if(.., |id, _| is_over(*id)).map(|(_, device)| device));
+        // What it has open goes here.
+        over.extend(devices.extract_if(.., |id, _| is_over(*id)).map(|(_, served)| served.device));
         *deadline = lifecycle.is_closing().then(|| deadline.unwrap_or_else(|| Instant::now() + patience));
         over
+    }
+
+    /// Notes that the worker is to have a device's window; where another's is it will refuse to.
+    pub fn note_window(&mut self, id: DeviceId, place: Place) {
+        let is_in_the_way = |other: &Place| other.base.abs_diff(place.base) < WINDOW_BYTES;
+        if !self.windows.iter().any(|(other, taken)| *other != id && is_in_the_way(taken)) {
+            self.windows.insert(id, place);
+        }
     }
 
     /// Has its worker do something to a device; what comes of it is told to `reply`.
@@ -115,6 +149,14 @@ impl Guest {
         }
     }
 
+    /// Its worker cannot serve it, and says why. One that followed no other has destroyed its server.
+    pub fn unable(&mut self, reason: String) {
+        self.last_words = Some(reason);
+        if !self.follows {
+            self.server = None;
+        }
+    }
+
     /// Its worker has ended; why, as far as it is known.
     pub fn bury_worker(&mut self, how: String) -> String {
         self.worker = None;
@@ -128,16 +170,19 @@ impl Guest {
         let devices = self.lifecycle.devices().map(|(id, stage)| DeviceView {
             id,
             stage: word_for(stage),
-            device: self.devices.get(&id).cloned(),
+            device: self.devices.get(&id).map(|served| served.device.clone()),
         });
-        GuestView { domid, name: self.names.name.clone(), devices: devices.collect() }
+        let (name, restarts) = (self.names.name.clone(), self.deaths.followed());
+        GuestView { domid, name, restarts, devices: devices.collect() }
     }
 }
 
 fn word_for(stage: &Stage) -> &'static str {
     match stage {
-        Stage::Preparing | Stage::Prepared | Stage::Attaching => "starting",
+        Stage::Preparing | Stage::Prepared | Stage::Attaching | Stage::Retrying => "starting",
         Stage::Serving => "serving",
+        Stage::Following => "restarting",
+        Stage::GivenUp => "given up",
         Stage::Detaching(_) | Stage::Detached(_) => "closing",
         Stage::Dead(_) | Stage::Vacant => "failed",
         Stage::Foreign => "left to a former worker",

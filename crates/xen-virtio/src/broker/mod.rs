@@ -1,12 +1,14 @@
 //! The broker: one loop that hears of everything and decides.
 //!
 //! Runs on one thread of tokio. It alone talks to the toolstack, reads configuration and opens files; it parses nothing that
-//! a guest wrote. Each guest's devices are served by a worker process of their own ([`worker`]); where they are in life
-//! is the lifecycle's to say ([`crate::toolstack::lifecycle`]). What may take long runs beside the loop and reports to it.
+//! a guest wrote. Each guest's devices are served by a worker process of their own ([`worker`]), which another one follows
+//! if it dies ([`follow`]); where they are in life is the lifecycle's to say ([`crate::toolstack::lifecycle`]). What may take long runs beside the loop and reports to it.
 
 mod ask;
 pub mod control;
+mod deaths;
 mod edits;
+mod follow;
 pub mod guest;
 mod look;
 pub mod prepare;
@@ -20,7 +22,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use virtio_backend::Operation;
+use virtio_backend::{Operation, Record};
 
 use crate::config::GuestName;
 use crate::model::{Device, DeviceId, Grants};
@@ -30,7 +32,7 @@ use crate::toolstack::lifecycle::{Action, Event, News, Trouble};
 use crate::toolstack::{Toolstack, nodes};
 use ask::Outcome;
 use edits::Edits;
-use guest::{Guest, GuestView};
+use guest::{Guest, GuestView, Served};
 use prepare::{Directories, Prepared};
 use worker::{Heard, Spawner, Worker};
 
@@ -66,11 +68,16 @@ pub struct Settings {
     pub only: Option<u32>,
     /// How long a worker may take to let go of a device before it is killed.
     pub closing_patience: Duration,
+    /// How many workers of a guest may die within a minute and be followed by another. If more do, its devices are given up.
+    pub deaths_per_minute: u32,
 }
 
 /// libxl waits ten seconds for a device to be closed (`LIBXL_DESTROY_TIMEOUT`); what a worker does not use of them is
 /// left for the answer.
 pub const CLOSING_PATIENCE: Duration = Duration::from_secs(7);
+
+/// A bug that a request of the guest meets, each time it is tried again, is not worth more.
+pub const DEATHS_PER_MINUTE: u32 = 5;
 
 /// The broker.
 pub struct Broker<S> {
@@ -111,7 +118,8 @@ impl<S: Spawner> Broker<S> {
         broker.look_at_once().await;
         ready();
         loop {
-            let next_deadline = broker.guests.values().filter_map(|guest| guest.deadline).min();
+            let deadlines = broker.guests.values().flat_map(|guest| [guest.deadline, guest.follow_at]);
+            let next_deadline = deadlines.flatten().min();
             tokio::select! {
                 sighting = sightings.next() => broker.look_at(sighting).await,
                 Some((node, prepared)) = from_preparation.recv() => broker.take_prepared(node, prepared).await,
@@ -126,7 +134,10 @@ impl<S: Spawner> Broker<S> {
                     Request::Stop => return Ok(broker.in_use()),
                 },
                 () = tokio::time::sleep_until(next_deadline.unwrap_or_else(Instant::now)), if next_deadline.is_some() =>
-                    broker.press_the_overdue().await,
+                {
+                    broker.press_the_overdue().await;
+                    broker.follow_the_due().await;
+                }
             }
         }
     }
@@ -160,6 +171,7 @@ impl<S: Spawner> Broker<S> {
                 }
             }
         }
+        self.say_followed(domid);
         if self.guests.get(&domid).is_some_and(|guest| guest.lifecycle.is_over()) {
             self.guests.remove(&domid);
         }
@@ -173,6 +185,8 @@ impl<S: Spawner> Broker<S> {
             Action::Prepare(id) => self.prepare(Node { domid, id }).await,
             Action::Vacate(id) => self.tell(domid, &Order::Vacate { id }),
             Action::Attach(id) => return self.attach(domid, id),
+            Action::GiveUp(id) => self.give_up(domid, id),
+            Action::FollowWorker => return self.follow(domid),
             Action::Detach(id) => self.tell(domid, &Order::Detach { id }),
             Action::StopWorker if self.has_worker(domid) => self.tell(domid, &Order::Stop),
             Action::StopWorker => return Some(Event::WorkerEnded("there was none".to_owned())),
@@ -183,8 +197,8 @@ impl<S: Spawner> Broker<S> {
             }
             Action::Publish(id, news) => self.publish(Node { domid, id }, news).await,
             Action::Report(id, trouble) => {
-                self.learn_name(domid).await;
-                report(Node { domid, id }, &trouble);
+                let guest = self.learn_name(domid).await;
+                report(Node { domid, id }, guest.as_deref(), &trouble);
             }
         }
         None
@@ -207,6 +221,9 @@ impl<S: Spawner> Broker<S> {
             return Some(Event::WorkerEnded(format!("{error:#}")));
         }
         if let Some(place) = place {
+            if let Some(guest) = self.guests.get_mut(&node.domid) {
+                guest.note_window(node.id, place);
+            }
             self.tell(node.domid, &Order::Reserve { id: node.id, place });
         }
         None
@@ -216,7 +233,7 @@ impl<S: Spawner> Broker<S> {
     fn need_worker(&mut self, domid: u16) -> anyhow::Result<()> {
         let guest = self.guests.entry(domid).or_default();
         if guest.worker.is_none() {
-            let spawned = self.spawner.spawn(domid)?;
+            let spawned = self.spawner.spawn(domid, None)?;
             guest.worker = Some(Worker::watch(domid, spawned, self.heard.clone())?);
         }
         Ok(())
@@ -247,17 +264,33 @@ impl<S: Spawner> Broker<S> {
         guest.names.name.clone()
     }
 
+    /// Has the worker serve a device: one that was prepared, or that a worker before served.
     fn attach(&mut self, domid: u16, id: DeviceId) -> Option<Event> {
-        let Prepared { device, descriptors } = self.guests.get_mut(&domid)?.prepared.remove(&id)?;
-        let started = self.need_worker(domid);
         let guest = self.guests.get_mut(&domid)?;
-        guest.devices.insert(id, device.clone());
-        if let Err(error) = started {
+        if let Some(Prepared { device, descriptors }) = guest.prepared.remove(&id) {
+            let record = match Record::new() {
+                Ok(record) => record,
+                Err(error) => return Some(Event::Refused(id, format!("Cannot make the record of a device: {error}"))),
+            };
+            guest.note_window(id, device.place);
+            guest.devices.insert(id, Served { device, descriptors, record });
+        }
+        if let Err(error) = self.need_worker(domid) {
             return Some(Event::WorkerEnded(format!("{error:#}")));
         }
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        guest.worker.as_ref()?.tell(&Order::Attach { device: Box::new(device) }, &descriptors);
+        let guest = self.guests.get(&domid)?;
+        let Served { device, descriptors, record } = guest.devices.get(&id)?;
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).chain([record.as_fd()]).collect();
+        guest.worker.as_ref()?.tell(&Order::Attach { device: Box::new(device.clone()) }, &descriptors);
         None
+    }
+
+    /// Has the worker answer for a device that is served no more.
+    fn give_up(&self, domid: u16, id: DeviceId) {
+        let Some(guest) = self.guests.get(&domid) else { return };
+        if let Some((worker, Served { device, record, .. })) = guest.worker.as_ref().zip(guest.devices.get(&id)) {
+            worker.tell(&Order::GiveUp { id, place: device.place }, &[record.as_fd()]);
+        }
     }
 
     /// Tells the toolstack; that a device is closed, only once nothing of it is left on the host, so that the guest's
@@ -270,7 +303,9 @@ impl<S: Spawner> Broker<S> {
                 tracing::error!(name: "broker.refused", domid, device = %id, reason, "The device cannot be served");
             }
             News::Closed => {
-                if let Some(device) = self.guests.get_mut(&domid).and_then(|guest| guest.devices.remove(&id)) {
+                if let Some(served) = self.guests.get_mut(&domid).and_then(|guest| guest.devices.remove(&id)) {
+                    // What it has open goes before anybody hears that it is closed.
+                    let device = served.device;
                     let cleared = self.cleared.clone();
                     tokio::spawn(async move {
                         clear(device).await;
@@ -311,9 +346,12 @@ impl<S: Spawner> Broker<S> {
         let wanted = prepared.device.model.exclusive();
         for (domid, guest) in &self.guests {
             for (id, other) in guest.devices.iter().filter(|(id, _)| (*domid, **id) != (node.domid, node.id)) {
-                if let Some(shared) = other.model.exclusive().into_iter().find(|taken| wanted.contains(taken)) {
+                if let Some(shared) = other.device.model.exclusive().into_iter().find(|taken| wanted.contains(taken)) {
                     let whose = guest.names.name.as_deref().unwrap_or("without a name");
-                    anyhow::bail!("{shared} is used already by {} of guest {whose} (domain {domid}, {id})", other.name);
+                    anyhow::bail!(
+                        "{shared} is used already by {} of guest {whose} (domain {domid}, {id})",
+                        other.device.name
+                    );
                 }
             }
         }
@@ -342,8 +380,12 @@ impl<S: Spawner> Broker<S> {
                 }
                 return;
             }
+            Heard::Answer(Answer::Created { server }) => {
+                guest.server = Some(server);
+                return;
+            }
             Heard::Answer(Answer::Unable { reason }) => {
-                guest.last_words = Some(reason);
+                guest.unable(reason);
                 return;
             }
             Heard::Answer(Answer::Report(report)) => {
@@ -362,7 +404,10 @@ impl<S: Spawner> Broker<S> {
                 }
                 Event::Detached(id)
             }
-            Heard::Ended(how) => Event::WorkerEnded(guest.bury_worker(how)),
+            Heard::Ended(how) => match self.ended(domid, how) {
+                Some(event) => event,
+                None => return,
+            },
         };
         self.happened(domid, event).await;
     }
@@ -414,7 +459,7 @@ fn say_unused(node: Node) {
     }
 }
 
-fn report(node: Node, trouble: &Trouble) {
+fn report(node: Node, guest: Option<&str>, trouble: &Trouble) {
     let Node { domid, id } = node;
     match trouble {
         Trouble::Foreign => tracing::warn!(name: "broker.foreign", domid, device = %id,
@@ -423,6 +468,9 @@ fn report(node: Node, trouble: &Trouble) {
         Trouble::WorkerDied(how) => tracing::error!(name: "broker.worker_died", domid, device = %id, how,
             "The worker that served this device died: the guest hangs as soon as it uses it. \
              End the guest with `xl destroy {domid}` and create it again"),
+        Trouble::GivenUp(why) => tracing::error!(name: "broker.given_up", domid, guest, device = %id, why,
+            "This device is given up: its guest runs on, and finds it broken. `xl reboot {domid}` brings it back, or \
+             `xl destroy {domid}` and creating the guest again"),
     }
 }
 

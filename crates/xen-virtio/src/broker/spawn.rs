@@ -17,7 +17,7 @@ use xen_ioctls::{DeviceModel, DomId, EventChannels, Gntdev, Kind, Privcmd};
 use super::worker::{Spawned, Spawner};
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
-use crate::protocol::{Order, VERSION};
+use crate::protocol::{Former, Order, VERSION};
 
 /// What this process runs, even if the file has been replaced since.
 const OWN_BINARY: &str = "/proc/self/exe";
@@ -37,7 +37,7 @@ impl OwnBinary {
 }
 
 impl Spawner for OwnBinary {
-    fn spawn(&self, domid: u16) -> anyhow::Result<Spawned> {
+    fn spawn(&self, domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
         let devices = self.open_xen(domid)?;
         let (here, there) = Channel::pair().context("Cannot make a socket for a worker")?;
         let child = Command::new(OWN_BINARY)
@@ -50,7 +50,7 @@ impl Spawner for OwnBinary {
             .stdout(Stdio::null())
             .spawn()
             .context("Cannot start a worker process")?;
-        here.send(&Order::Start { version: VERSION, domid }, &devices.each_ref().map(AsFd::as_fd))
+        here.send(&Order::Start { version: VERSION, domid, former }, &devices.each_ref().map(AsFd::as_fd))
             .context("Cannot tell a new worker whom to serve")?;
         let (kill, killed) = oneshot::channel();
         Ok(Spawned { channel: here, kill, ended: Box::pin(end_of(child, killed)) })

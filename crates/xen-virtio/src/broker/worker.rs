@@ -13,15 +13,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::channel::{Channel, ChannelError};
-use crate::protocol::{Answer, Order};
+use crate::protocol::{Answer, Former, Order};
 
 /// Makes workers, and opens what they need of Xen.
 pub trait Spawner {
-    /// Starts the worker of a guest, and has told it whom to serve.
+    /// Starts the worker of a guest, and has told it whom to serve, and what a worker before it left if that died.
     ///
     /// # Errors
     /// It cannot be started; the message says what to do.
-    fn spawn(&self, domid: u16) -> anyhow::Result<Spawned>;
+    fn spawn(&self, domid: u16, former: Option<Former>) -> anyhow::Result<Spawned>;
 
     /// Opens `/dev/xen/gntdev`. The kernel cannot restrict it to one guest: whoever has it reaches all that any guest
     /// granted to this domain.
@@ -52,7 +52,7 @@ pub struct Spawned {
 pub enum Heard {
     /// It said this.
     Answer(Answer),
-    /// Its process is gone, and with it all that it had mapped.
+    /// Its process is gone, and with it all that it had mapped and bound.
     Ended(String),
 }
 

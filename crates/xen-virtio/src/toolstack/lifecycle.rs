@@ -1,9 +1,10 @@
 //! The life of a guest's devices: what happened goes in, what to do comes out.
 //!
 //! Pure and without time, so that tests can walk every path. The broker feeds it what it sees in xenstore and hears
-//! from the worker, and carries out the actions in order. Four promises live here: nothing is ready before its window
-//! is claimed; where nobody waits for that, the window is claimed before anything else is done; nothing is closed while any of the guest's memory is held for it; every end is reached whether the
-//! toolstack asks for it, the guest just disappears, or the worker dies.
+//! from the worker, and carries out the actions in order. Five promises live here: nothing is ready before its window
+//! is claimed; where nobody waits for that, the window is claimed before anything else is done; nothing is closed while
+//! any of the guest's memory is held for it; every end is reached whether the toolstack asks for it, the guest just
+//! disappears, or the worker dies; and a worker that dies under devices that the guest may use is followed by another.
 
 use std::collections::BTreeMap;
 
@@ -22,12 +23,19 @@ pub enum Stage {
     /// Its description is being read and what it needs opened. If the guest may run meanwhile, the worker holds its
     /// window.
     Preparing,
-    /// Waits for the guest's former worker to end.
+    /// Waits for the guest's former worker to end, or for the next one to come.
     Prepared,
     /// The worker is to serve it and has not said that it does.
     Attaching,
+    /// A worker died while it was to serve it for the first time, and the next one is to. If that dies, too, the device may
+    /// be why, and is refused for the others' sake.
+    Retrying,
     /// The guest may use it.
     Serving,
+    /// The worker that served it died. The guest may use it all the same: what it does waits for the next one.
+    Following,
+    /// Workers died one after the other. The last of them answers for it and does nothing.
+    GivenUp,
     /// The worker is to let go of it and has not said that it did.
     Detaching(Then),
     /// Let go of, as the last one: waits for the worker to end, which proves that nothing is mapped.
@@ -59,6 +67,8 @@ enum Worker {
     Running,
     /// Told to end.
     Stopping,
+    /// It died, and another is to be started.
+    Died,
 }
 
 /// What happened.
@@ -74,8 +84,15 @@ pub enum Event {
     Attached(DeviceId),
     /// The worker has let go of it.
     Detached(DeviceId),
-    /// There is no worker process any more, or none could be started; and what is known of it.
+    /// There is no worker process any more, or none could be started, and none can go on where it was; and what is known
+    /// of it.
     WorkerEnded(String),
+    /// The worker process is gone; what is known of it. If it was not told to end, another can go on where it was.
+    WorkerDied(String),
+    /// The worker process is gone, as were those before it: no other is to try what it did; what is known of it.
+    WorkersDie(String),
+    /// Another worker goes on where one died, and waits to be told what it serves.
+    WorkerFollows,
     /// The domain is dead.
     DomainGone,
     /// Letting go takes longer than a toolstack waits.
@@ -108,6 +125,10 @@ pub enum Action {
     Vacate(DeviceId),
     /// Have the worker serve it; start one if there is none.
     Attach(DeviceId),
+    /// Have the worker answer for it, and do nothing.
+    GiveUp(DeviceId),
+    /// Start a worker that goes on where one died, and report [`Event::WorkerFollows`].
+    FollowWorker,
     /// Have the worker let go of it.
     Detach(DeviceId),
     /// Have the worker end.
@@ -136,8 +157,10 @@ pub enum News {
 pub enum Trouble {
     /// A running guest's device that a former broker's worker may still serve.
     Foreign,
-    /// The worker died while the guest used it; how.
+    /// The worker died while the guest used it, and no other can go on; how.
     WorkerDied(String),
+    /// It worked, and is served no more; why.
+    GivenUp(String),
 }
 
 impl Lifecycle {
@@ -152,6 +175,12 @@ impl Lifecycle {
             Event::Attached(id) => self.attached(id, &mut todo),
             Event::Detached(id) => self.detached(id, &mut todo),
             Event::WorkerEnded(how) => self.worker_ended(&how, &mut todo),
+            Event::WorkerDied(how) | Event::WorkersDie(how) if self.worker == Worker::Stopping => {
+                self.worker_ended(&how, &mut todo);
+            }
+            Event::WorkerDied(how) => self.worker_died(&how, &mut todo),
+            Event::WorkersDie(how) => self.workers_die(&how, &mut todo),
+            Event::WorkerFollows => self.worker_follows(&mut todo),
             Event::DomainGone => {
                 for id in self.devices.keys().copied().collect::<Vec<_>>() {
                     self.let_go(id, Then::Bury, &mut todo);
@@ -174,6 +203,30 @@ impl Lifecycle {
     #[must_use]
     pub fn is_in_use(&self) -> bool {
         self.worker != Worker::Absent
+    }
+
+    /// Whether a worker died and the next is to be started.
+    #[must_use]
+    pub fn wants_worker(&self) -> bool {
+        self.worker == Worker::Died
+    }
+
+    /// Whether a worker died and the next one does not serve all yet that it was to.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.wants_worker() || self.devices.values().any(|stage| matches!(stage, Stage::Following | Stage::Retrying))
+    }
+
+    /// Whether the worker was told to end.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.worker == Worker::Stopping
+    }
+
+    /// Whether the worker has, or is to have, something in this device's window.
+    #[must_use]
+    pub fn needs_window(&self, id: DeviceId) -> bool {
+        self.stage(id).is_some_and(|stage| *stage == Stage::Prepared || stage.is_at_work(id))
     }
 
     /// Whether there is nothing to remember.
@@ -201,7 +254,7 @@ impl Lifecycle {
                 todo.push(Action::Prepare(id));
             }
             // Our answer did not get through, say because xenstored was restarted.
-            (Sight::New, Some(Stage::Serving)) => todo.push(Action::Publish(id, News::Ready)),
+            (Sight::New, Some(Stage::Serving | Stage::Following)) => todo.push(Action::Publish(id, News::Ready)),
             (Sight::New, Some(Stage::Dead(Some(reason)))) => {
                 todo.push(Action::Publish(id, News::Failed(reason.clone())));
             }
@@ -218,7 +271,7 @@ impl Lifecycle {
 
     /// What a guest that is not waited with could touch at any moment is claimed before anything else is done.
     fn reserve(&mut self, id: DeviceId, todo: &mut Vec<Action>) {
-        if !id.class.is_waited_for() && self.worker != Worker::Stopping {
+        if !id.class.is_waited_for() && matches!(self.worker, Worker::Absent | Worker::Running) {
             self.worker = Worker::Running;
             todo.push(Action::Reserve(id));
         }
@@ -253,7 +306,7 @@ impl Lifecycle {
 
     fn prepared(&mut self, id: DeviceId, todo: &mut Vec<Action>) {
         let Some(stage @ Stage::Preparing) = self.devices.get_mut(&id) else { return };
-        if self.worker == Worker::Stopping {
+        if matches!(self.worker, Worker::Stopping | Worker::Died) {
             *stage = Stage::Prepared;
         } else {
             *stage = Stage::Attaching;
@@ -265,14 +318,23 @@ impl Lifecycle {
     fn refused(&mut self, id: DeviceId, reason: String, todo: &mut Vec<Action>) {
         let worker = self.worker;
         match self.devices.get_mut(&id) {
-            Some(stage @ (Stage::Preparing | Stage::Attaching)) => {
-                if !id.class.is_waited_for() && worker == Worker::Running {
-                    todo.push(Action::Vacate(id));
-                    *stage = Stage::Vacant;
-                } else {
-                    *stage = Stage::Dead(Some(reason.clone()));
-                }
+            Some(stage @ (Stage::Preparing | Stage::Prepared | Stage::Attaching | Stage::Retrying)) => {
+                *stage = match worker {
+                    _ if id.class.is_waited_for() => Stage::Dead(Some(reason.clone())),
+                    Worker::Running => {
+                        todo.push(Action::Vacate(id));
+                        Stage::Vacant
+                    }
+                    // The next one is told when it comes.
+                    Worker::Died => Stage::Vacant,
+                    Worker::Absent | Worker::Stopping => Stage::Dead(Some(reason.clone())),
+                };
                 todo.push(Action::Publish(id, News::Failed(reason)));
+            }
+            // It worked before. Its window waits for ever where nothing answers in it.
+            Some(stage @ Stage::Following) => {
+                *stage = Stage::GivenUp;
+                todo.extend([Action::GiveUp(id), Action::Report(id, Trouble::GivenUp(reason))]);
             }
             // What was never there is let go of.
             Some(Stage::Detaching(_)) => self.detached(id, todo),
@@ -281,9 +343,14 @@ impl Lifecycle {
     }
 
     fn attached(&mut self, id: DeviceId, todo: &mut Vec<Action>) {
-        if let Some(stage @ Stage::Attaching) = self.devices.get_mut(&id) {
-            *stage = Stage::Serving;
-            todo.push(Action::Publish(id, News::Ready));
+        match self.devices.get_mut(&id) {
+            Some(stage @ (Stage::Attaching | Stage::Retrying)) => {
+                *stage = Stage::Serving;
+                todo.push(Action::Publish(id, News::Ready));
+            }
+            // The toolstack does not know that it was away.
+            Some(stage @ Stage::Following) => *stage = Stage::Serving,
+            _ => {}
         }
     }
 
@@ -296,42 +363,111 @@ impl Lifecycle {
         }
     }
 
+    /// It leaves nothing that another could go on with.
     fn worker_ended(&mut self, how: &str, todo: &mut Vec<Action>) {
         let was_told_to = self.worker == Worker::Stopping;
         self.worker = Worker::Absent;
-        for id in self.devices.keys().copied().collect::<Vec<_>>() {
-            match self.devices.get_mut(&id) {
-                Some(Stage::Preparing) if was_told_to => self.reserve(id, todo),
-                Some(Stage::Preparing) if id.class.is_waited_for() => {}
-                Some(Stage::Preparing | Stage::Attaching) => self.refused(id, how.to_owned(), todo),
-                Some(stage @ Stage::Vacant) => *stage = Stage::Dead(None),
-                Some(stage @ Stage::Serving) => {
-                    *stage = Stage::Dead(None);
+        for (id, stage) in self.devices.clone() {
+            match stage {
+                Stage::Preparing if was_told_to => self.reserve(id, todo),
+                Stage::Preparing if id.class.is_waited_for() => {}
+                Stage::Preparing | Stage::Attaching | Stage::Retrying => self.refused(id, how.to_owned(), todo),
+                Stage::Vacant => self.set(id, Stage::Dead(None)),
+                Stage::Serving | Stage::Following | Stage::GivenUp => {
+                    self.set(id, Stage::Dead(None));
                     todo.push(Action::Report(id, Trouble::WorkerDied(how.to_owned())));
                 }
-                Some(Stage::Detaching(then) | Stage::Detached(then)) => {
-                    let then = *then;
-                    self.finish(id, then, todo);
-                }
-                Some(stage @ Stage::Prepared) => {
-                    *stage = Stage::Attaching;
+                Stage::Detaching(then) | Stage::Detached(then) => self.finish(id, then, todo),
+                Stage::Prepared => {
+                    self.set(id, Stage::Attaching);
                     self.worker = Worker::Running;
                     todo.push(Action::Attach(id));
                 }
-                Some(Stage::Dead(_) | Stage::Foreign) | None => {}
+                Stage::Dead(_) | Stage::Foreign => {}
             }
         }
     }
 
+    /// The next one goes on with all that it did.
+    fn worker_died(&mut self, how: &str, todo: &mut Vec<Action>) {
+        self.worker = Worker::Died;
+        for (id, stage) in self.devices.clone() {
+            match stage {
+                Stage::Attaching => self.set(id, Stage::Retrying),
+                Stage::Retrying => self.refused(id, how.to_owned(), todo),
+                Stage::Serving => self.set(id, Stage::Following),
+                // What it held went with it.
+                Stage::Detaching(then) | Stage::Detached(then) => self.finish(id, then, todo),
+                _ => {}
+            }
+        }
+        self.want_worker(todo);
+    }
+
+    /// The next one does nothing but answer, so that no vCPU stands still for ever.
+    fn workers_die(&mut self, how: &str, todo: &mut Vec<Action>) {
+        self.worker = Worker::Died;
+        for (id, stage) in self.devices.clone() {
+            match stage {
+                Stage::Attaching | Stage::Retrying => self.refused(id, how.to_owned(), todo),
+                Stage::Serving | Stage::Following => {
+                    self.set(id, Stage::GivenUp);
+                    todo.push(Action::Report(id, Trouble::GivenUp(how.to_owned())));
+                }
+                Stage::Detaching(then) | Stage::Detached(then) => self.finish(id, then, todo),
+                _ => {}
+            }
+        }
+        self.want_worker(todo);
+    }
+
+    fn want_worker(&mut self, todo: &mut Vec<Action>) {
+        if self.worker == Worker::Died && self.worker_has_work() {
+            todo.push(Action::FollowWorker);
+        }
+    }
+
+    /// Tells it all that the one before was told, and what has come since.
+    fn worker_follows(&mut self, todo: &mut Vec<Action>) {
+        if self.worker != Worker::Died {
+            return;
+        }
+        self.worker = Worker::Running;
+        for (id, stage) in self.devices.clone() {
+            match stage {
+                Stage::Preparing => self.reserve(id, todo),
+                Stage::Prepared => {
+                    self.set(id, Stage::Attaching);
+                    todo.push(Action::Attach(id));
+                }
+                Stage::Retrying | Stage::Following => todo.push(Action::Attach(id)),
+                Stage::GivenUp => todo.push(Action::GiveUp(id)),
+                Stage::Vacant => todo.push(Action::Vacate(id)),
+                _ => {}
+            }
+        }
+    }
+
+    fn set(&mut self, id: DeviceId, stage: Stage) {
+        self.devices.insert(id, stage);
+    }
+
     fn stop_idle_worker(&mut self, todo: &mut Vec<Action>) {
-        if self.worker == Worker::Running && !self.worker_has_work() {
-            self.worker = Worker::Stopping;
-            todo.push(Action::StopWorker);
+        match self.worker {
+            _ if self.worker_has_work() => {}
+            Worker::Running => {
+                self.worker = Worker::Stopping;
+                todo.push(Action::StopWorker);
+            }
+            // Nobody needs the next one any more.
+            Worker::Died => self.worker = Worker::Absent,
+            Worker::Absent | Worker::Stopping => {}
         }
     }
 
     fn worker_has_work(&self) -> bool {
-        self.devices.iter().any(|(id, stage)| stage.is_at_work(*id))
+        let waits = |stage: &Stage| self.worker == Worker::Died && *stage == Stage::Prepared;
+        self.devices.iter().any(|(id, stage)| stage.is_at_work(*id) || waits(stage))
     }
 }
 
@@ -339,7 +475,8 @@ impl Stage {
     /// Whether a worker that runs has something of this device.
     fn is_at_work(&self, id: DeviceId) -> bool {
         match self {
-            Self::Attaching | Self::Serving | Self::Detaching(_) | Self::Vacant => true,
+            Self::Attaching | Self::Retrying | Self::Serving | Self::Following => true,
+            Self::GivenUp | Self::Detaching(_) | Self::Vacant => true,
             Self::Preparing => !id.class.is_waited_for(),
             Self::Prepared | Self::Detached(_) | Self::Dead(_) | Self::Foreign => false,
         }

@@ -27,12 +27,20 @@ fn ended(how: &str) -> Event {
     Event::WorkerEnded(how.into())
 }
 
+fn died() -> Event {
+    Event::WorkerDied("boom".into())
+}
+
+fn given_up(id: DeviceId, why: &str) -> Action {
+    Action::Report(id, Trouble::GivenUp(why.into()))
+}
+
 /// A guest whose only device is in `stage`, with the worker such a guest has.
 fn guest_with(stage: Option<Stage>) -> Lifecycle {
     let worker = match stage {
         Some(Stage::Attaching | Stage::Serving | Stage::Detaching(_)) => Worker::Running,
         Some(Stage::Prepared | Stage::Detached(_)) => Worker::Stopping,
-        Some(Stage::Vacant) => Worker::Running,
+        Some(Stage::Vacant | Stage::Retrying | Stage::Following | Stage::GivenUp) => Worker::Running,
         Some(Stage::Preparing | Stage::Dead(_) | Stage::Foreign) | None => Worker::Absent,
     };
     Lifecycle { devices: stage.map(|stage| (A, stage)).into_iter().collect(), worker }
@@ -76,6 +84,12 @@ fn what_xenstore_shows() {
         (Some(Attaching), Absent, Some(Detaching(Forget)), vec![detach.clone()]),
         (Some(Serving), New, Some(Serving), vec![Action::Publish(A, News::Ready)]),
         (Some(Serving), Live, Some(Serving), vec![]),
+        (Some(Stage::Following), New, Some(Stage::Following), vec![Action::Publish(A, News::Ready)]),
+        (Some(Stage::Following), Closing, Some(Detaching(Close)), vec![detach.clone()]),
+        (Some(Stage::Retrying), New, Some(Stage::Retrying), vec![]),
+        (Some(Stage::Retrying), Absent, Some(Detaching(Forget)), vec![detach.clone()]),
+        (Some(Stage::GivenUp), New, Some(Stage::GivenUp), vec![]),
+        (Some(Stage::GivenUp), Closing, Some(Detaching(Close)), vec![detach.clone()]),
         (Some(Serving), Closing, Some(Detaching(Close)), vec![detach.clone()]),
         (Some(Serving), Closed, Some(Detaching(Forget)), vec![detach.clone()]),
         (Some(Serving), Absent, Some(Detaching(Forget)), vec![detach]),
@@ -105,6 +119,7 @@ fn what_worker_and_preparation_say() {
     use Stage::{Attaching, Detached, Detaching, Preparing, Serving};
     use Then::{Bury, Close, Forget};
     let died = |how: &str| Action::Report(A, Trouble::WorkerDied(how.into()));
+    let give_up = vec![Action::GiveUp(A), given_up(A, "why")];
     let refused = || Event::Refused(A, "why".into());
     let (attach, stop, ready) = (Action::Attach(A), Action::StopWorker, Action::Publish(A, News::Ready));
     let rows: Vec<Row<Event>> = vec![
@@ -114,6 +129,14 @@ fn what_worker_and_preparation_say() {
         (Some(Attaching), refused(), Some(dead("why")), vec![failed(A, "why"), stop.clone()]),
         (Some(Attaching), ended("boom"), Some(dead("boom")), vec![failed(A, "boom")]),
         (Some(Serving), ended("boom"), Some(Stage::Dead(None)), vec![died("boom")]),
+        (Some(Stage::Retrying), Event::Attached(A), Some(Serving), vec![Action::Publish(A, News::Ready)]),
+        (Some(Stage::Retrying), refused(), Some(dead("why")), vec![failed(A, "why"), stop.clone()]),
+        (Some(Stage::Following), Event::Attached(A), Some(Serving), vec![]),
+        (Some(Stage::Following), refused(), Some(Stage::GivenUp), give_up),
+        (Some(Stage::Following), ended("boom"), Some(Stage::Dead(None)), vec![died("boom")]),
+        (Some(Stage::GivenUp), Event::Attached(A), Some(Stage::GivenUp), vec![]),
+        (Some(Stage::GivenUp), refused(), Some(Stage::GivenUp), vec![]),
+        (Some(Stage::GivenUp), ended("boom"), Some(Stage::Dead(None)), vec![died("boom")]),
         (Some(Detaching(Close)), Event::Detached(A), Some(Detached(Close)), vec![stop.clone()]),
         (Some(Detaching(Close)), refused(), Some(Detached(Close)), vec![stop]),
         (Some(Detaching(Close)), Event::Attached(A), Some(Detaching(Close)), vec![]),
@@ -280,4 +303,111 @@ fn an_empty_window_goes_with_its_worker() {
 
     assert_eq!(guest.handle(ended("boom")), []);
     assert_eq!(guest.stage(U), Some(&Stage::Dead(None)));
+}
+
+/// A device in some stage for `A` when the worker dies: its stage while there is none, what the next one is told of it, and
+/// what else is done at once.
+#[test]
+fn a_worker_that_dies_is_followed_by_one_that_goes_on_with_each_device() {
+    use Stage::{Attaching, Detached, Detaching, Following, GivenUp, Prepared, Preparing, Retrying, Serving, Vacant};
+    use Then::{Bury, Close, Forget};
+    let rows = [
+        (Preparing, Some(Preparing), None, vec![]),
+        (Prepared, Some(Prepared), Some(Action::Attach(A)), vec![]),
+        (Attaching, Some(Retrying), Some(Action::Attach(A)), vec![]),
+        (Retrying, Some(dead("boom")), None, vec![failed(A, "boom")]),
+        (Serving, Some(Following), Some(Action::Attach(A)), vec![]),
+        (Following, Some(Following), Some(Action::Attach(A)), vec![]),
+        (GivenUp, Some(GivenUp), Some(Action::GiveUp(A)), vec![]),
+        (Vacant, Some(Vacant), Some(Action::Vacate(A)), vec![]),
+        (Detaching(Close), None, None, vec![closed(A)]),
+        (Detaching(Forget), None, None, vec![]),
+        (Detaching(Bury), Some(Stage::Dead(None)), None, vec![]),
+        (Detached(Close), None, None, vec![closed(A)]),
+        (dead("why"), Some(dead("why")), None, vec![]),
+        (Stage::Foreign, Some(Stage::Foreign), None, vec![]),
+    ];
+    for (stage, meanwhile, told, mut at_once) in rows {
+        let mut guest = guest_with_neighbour(stage.clone());
+        at_once.push(Action::FollowWorker);
+        assert_eq!(guest.handle(died()), at_once, "{stage:?}");
+        assert_eq!(guest.stage(A), meanwhile.as_ref(), "{stage:?}");
+        assert!(guest.wants_worker() && guest.is_following());
+
+        let told: Vec<_> = told.into_iter().chain([Action::Attach(B)]).collect();
+        assert_eq!(guest.handle(Event::WorkerFollows), told, "{stage:?}");
+        assert_eq!(guest.handle(Event::Attached(B)), [], "the toolstack does not hear of it");
+        assert_eq!(guest.stage(B), Some(&Serving));
+    }
+}
+
+#[test]
+fn a_worker_that_dies_when_nobody_needs_it_is_not_followed() {
+    for stage in [Stage::Detaching(Then::Close), Stage::Detached(Then::Close)] {
+        let mut guest = guest_with(Some(stage));
+        assert_eq!(guest.handle(died()), [closed(A)]);
+        assert!(guest.is_over());
+    }
+}
+
+#[test]
+fn windows_of_devices_that_nobody_waits_for_are_claimed_by_the_next_worker_whatever_came_of_them() {
+    let mut guest = urgent_guest();
+    assert_eq!(guest.handle(died()), [Action::FollowWorker]);
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::Reserve(U)]);
+    assert_eq!(guest.handle(died()), [Action::FollowWorker]);
+    assert_eq!(guest.handle(Event::Prepared(U)), [], "it waits for the next worker");
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::Attach(U)]);
+
+    let mut guest = urgent_guest();
+    assert_eq!(guest.handle(died()), [Action::FollowWorker]);
+    assert_eq!(guest.handle(Event::Refused(U, "why".into())), [failed(U, "why")]);
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::Vacate(U)]);
+}
+
+#[test]
+fn what_comes_or_closes_while_there_is_no_worker_is_done_without_one() {
+    let mut guest = guest_with_neighbour(Stage::Serving);
+    assert_eq!(guest.handle(died()), [Action::FollowWorker]);
+    assert_eq!(guest.handle(Event::Seen(U, Sight::New)), [Action::Prepare(U)]);
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Closing)), [closed(A)]);
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::Attach(B), Action::Reserve(U)]);
+
+    let mut guest = guest_with(Some(Stage::Serving));
+    assert_eq!(guest.handle(died()), [Action::FollowWorker]);
+    assert_eq!(guest.handle(Event::DomainGone), []);
+    assert!(!guest.wants_worker(), "nobody needs it any more");
+    assert_eq!(guest.handle(Event::WorkerFollows), [], "it was too late");
+}
+
+#[test]
+fn a_device_that_is_closed_before_the_next_worker_serves_it_is_let_go_of_by_that() {
+    let mut guest = guest_with(Some(Stage::Serving));
+    let _ = guest.handle(died());
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::Attach(A)]);
+    assert_eq!(guest.handle(Event::Seen(A, Sight::Closing)), [Action::Detach(A)]);
+    assert_eq!(guest.handle(Event::Attached(A)), []);
+    assert_eq!(guest.handle(Event::Detached(A)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), [closed(A)]);
+}
+
+#[test]
+fn a_worker_that_dies_as_it_is_told_to_end_has_ended() {
+    let mut guest = guest_with(Some(Stage::Detached(Then::Close)));
+    assert_eq!(guest.handle(died()), [closed(A)]);
+    assert!(guest.is_over());
+}
+
+#[test]
+fn where_workers_die_one_after_the_other_devices_are_given_up_and_answered_for() {
+    let mut guest = guest_with_neighbour(Stage::Attaching);
+    let die = || Event::WorkersDie("six died".into());
+    assert_eq!(guest.handle(die()), [failed(A, "six died"), given_up(B, "six died"), Action::FollowWorker]);
+    assert!(!guest.devices.values().any(|stage| *stage == Stage::Following));
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::GiveUp(B)]);
+    assert_eq!(guest.handle(die()), [Action::FollowWorker], "it is said once");
+    assert_eq!(guest.handle(Event::WorkerFollows), [Action::GiveUp(B)]);
+    assert_eq!(guest.handle(Event::Seen(B, Sight::Closing)), [Action::Detach(B)]);
+    assert_eq!(guest.handle(Event::Detached(B)), [Action::StopWorker]);
+    assert_eq!(guest.handle(ended("in order")), [closed(B)]);
 }

@@ -5,7 +5,8 @@
 //! threads leave; the pump serves the guest's accesses and lanes do its I/O, so that nothing here delays the guest.
 //!
 //! If the broker dies the worker goes on serving, and ends when its guest has. If its own code panics it aborts: the
-//! IOREQ server stays, as it was, with Xen.
+//! IOREQ server stays, as it was, with Xen, and so do the records of its devices with the broker. The broker then starts
+//! another worker, which goes on with both.
 
 mod caches;
 mod errands;
@@ -29,7 +30,7 @@ use crate::cli::LOG_VARIABLE;
 use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
 use crate::process::{allow_descriptors, survive_file_size_limit};
-use crate::protocol::{Answer, Order, VERSION};
+use crate::protocol::{Answer, Former, Order, Report, VERSION};
 pub use caches::GuestPages;
 use errands::Errands;
 use orders::Service;
@@ -48,13 +49,13 @@ pub fn run() -> Result<(), Failure> {
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
-        let (xen, held_back) = begin(&channel)?;
-        serve(channel, xen.hypervisor, xen.events, xen.pages, held_back)
+        let (xen, former, held_back) = begin(&channel)?;
+        serve(channel, xen.hypervisor, xen.events, xen.pages, former, held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
 }
 
-/// Serves the guest that these are of, by orders from `channel`.
+/// Serves the guest that these are of, by orders from `channel`; from where a worker before left it, if one did.
 ///
 /// # Errors
 /// It cannot be served, of which the broker has been told; or something of it is left behind at the end.
@@ -63,20 +64,25 @@ pub fn serve(
     hypervisor: Arc<dyn Hypervisor>,
     events: Arc<dyn EventChannels>,
     pages: impl GuestPages,
+    former: Option<Former>,
     held_back: HeldBack,
 ) -> anyhow::Result<()> {
+    // If the broker is gone as well, the log has what there is to say.
+    let tell = |answer: &Answer| drop(channel.send(answer, &[]));
     let errands = Errands::new().context("Cannot make an eventfd")?;
-    let guest = Guest::start(hypervisor, events, pages, errands.clone()).inspect_err(|error| {
-        // If the broker is gone as well, the log has it.
-        let _ = channel.send(&Answer::Unable { reason: format!("{error:#}") }, &[]);
-    })?;
+    let created = |server| tell(&Answer::Created { server });
+    let started = Guest::start(hypervisor, events, pages, errands.clone(), former, created);
+    let Some(guest) = started.inspect_err(|error| tell(&Answer::Unable { reason: format!("{error:#}") }))? else {
+        tell(&Answer::Report(Report::default()));
+        return Ok(());
+    };
     channel.send(&Answer::Started { version: VERSION }, &[])?;
     Service::new(guest, errands, held_back).run(channel)
 }
 
-fn begin(channel: &Channel) -> anyhow::Result<(Xen, HeldBack)> {
+fn begin(channel: &Channel) -> anyhow::Result<(Xen, Option<Former>, HeldBack)> {
     let first = orders::receive(channel).context("This command is for `xen-virtio serve` to start")?;
-    let Some((Order::Start { version, domid }, descriptors)) = first else {
+    let Some((Order::Start { version, domid, former }, descriptors)) = first else {
         bail!("The broker did not begin with whom to serve");
     };
     let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "info".to_owned());
@@ -85,5 +91,5 @@ fn begin(channel: &Channel) -> anyhow::Result<(Xen, HeldBack)> {
         bail!("The broker speaks version {version} and this worker {VERSION}; restart xen-virtio");
     }
     let [privcmd, evtchn] = <[_; 2]>::try_from(descriptors).ok().context("The broker sent no Xen devices")?;
-    Ok((Xen::new(domid, privcmd, evtchn)?, held_back))
+    Ok((Xen::new(domid, privcmd, evtchn)?, former, held_back))
 }

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use virtio_backend::Record;
 
 use super::errands::Errands;
 use super::wiring::Guest;
 use crate::channel::{Channel, ChannelError, Received};
 use crate::logging::HeldBack;
-use crate::model::{Device, Grants};
+use crate::model::{Device, DeviceId, Grants, Place};
 use crate::protocol::{Answer, Counter, Order};
 
 /// From the first invalidation to unmapping what went stale: a guest that balloons invalidates thousands of times in a
@@ -139,6 +140,11 @@ impl Service {
                     },
                 );
             }
+            Order::GiveUp { id, place } => {
+                if let Err(error) = self.give_up(id, place, descriptors) {
+                    say(channel, &Answer::Refused { id, reason: format!("{error:#}") });
+                }
+            }
             Order::Detach { id } => self.guest.stop_device(id),
             Order::Report => {
                 let mut report = self.guest.report();
@@ -150,15 +156,24 @@ impl Service {
         Next::Serve
     }
 
+    fn give_up(&mut self, id: DeviceId, place: Place, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        self.guest.give_up(id, place, &record(descriptors.into_iter().next())?)
+    }
+
     fn attach(&mut self, device: &Device, mut descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        let record = record(descriptors.pop())?;
         let gntdev = match device.grants {
             Grants::Never => None,
             Grants::Allowed | Grants::Only => {
                 Some(descriptors.pop().context("No way to the guest's grants came along")?)
             }
         };
-        self.guest.attach(device, device.model.make(descriptors)?, gntdev)
+        self.guest.attach(device, device.model.make(descriptors)?, gntdev, record)
     }
+}
+
+fn record(descriptor: Option<OwnedFd>) -> anyhow::Result<Record> {
+    Ok(Record::of(descriptor.context("No record of the device came along")?)?)
 }
 
 /// Waits for an order; `None` is the end of the broker.

@@ -11,16 +11,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use io_bus::{Bus, Claim, Space, Window};
-use ioreq::{Buffering, CloseError, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump};
+use ioreq::{Buffering, CloseError, EventChannels, GuestRam, Hypervisor, IoreqServer, MappedWindow, Pump, ServerId};
 use rustix::io::Errno;
-use virtio_backend::{Backend, Operation};
-use virtio_mmio::{Placeholder, Transport};
+use virtio_backend::{Backend, Operation, Record};
+use virtio_mmio::{Placeholder, Transport, Wreck};
 
 use super::caches::{Caches, GuestPages};
 use super::errands::Errands;
 use super::interrupt::XenLine;
 use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
-use crate::protocol::{Counter, DeviceReport, Report};
+use crate::protocol::{Counter, DeviceReport, Former, Report, ReservedWindow};
 
 /// How long devices may take to come to rest when the worker ends all at once.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -46,22 +46,32 @@ struct Held {
 }
 
 impl Guest {
-    /// Makes the guest's IOREQ server and serves it; it has no windows yet.
+    /// Makes the guest's IOREQ server and serves it; it has no windows yet. Where a former worker died it goes on with that
+    /// one's server instead, and what the guest does in its windows waits. `None`: that guest has ended meanwhile. The
+    /// server's id is told to `created` before anything comes to it.
     ///
     /// # Errors
-    /// Xen or the kernel refuses; nothing stays behind.
+    /// Xen or the kernel refuses. Nothing stays behind, and what a former worker left is as it was.
     pub(super) fn start(
         hypervisor: Arc<dyn Hypervisor>,
         events: Arc<dyn EventChannels>,
         pages: impl GuestPages,
         errands: Errands,
-    ) -> anyhow::Result<Self> {
-        let server = IoreqServer::create(Arc::clone(&hypervisor), Buffering::Off)?;
-        let bus = Bus::new();
-        let caches = Caches::new(pages);
+        former: Option<Former>,
+        created: impl FnOnce(u16),
+    ) -> anyhow::Result<Option<Self>> {
+        let (bus, caches) = (Bus::new(), Caches::new(pages));
+        let (server, devices) = match former {
+            None => (IoreqServer::create(Arc::clone(&hypervisor), Buffering::Off)?, BTreeMap::new()),
+            Some(former) => match follow(&hypervisor, &bus, &former) {
+                Err(_) if !has_server(hypervisor.as_ref(), ServerId(former.server)) => return Ok(None),
+                followed => followed.context("Cannot go on where the guest's former worker was")?,
+            },
+        };
+        created(server.id().0);
         let memory = Arc::new(Memory { caches: Arc::clone(&caches), errands: errands.clone() });
         let pump = Pump::spawn(Arc::clone(&server), events, Arc::clone(&bus), memory)?;
-        Ok(Self { devices: BTreeMap::new(), pump, server, caches, bus, hypervisor, errands })
+        Ok(Some(Self { devices, pump, server, caches, bus, hypervisor, errands }))
     }
 
     /// Claims a device's window: accesses to it wait from now on, until it is [filled](Self::attach),
@@ -70,15 +80,13 @@ impl Guest {
     /// # Errors
     /// The window is taken or Xen refuses it; nothing of it stays behind.
     pub(super) fn reserve(&mut self, id: DeviceId, place: Place) -> anyhow::Result<()> {
-        let window = Window::new(Space::Mmio, place.base, WINDOW_BYTES).context("Its registers have no place")?;
+        let window = window_at(place)?;
         match self.devices.get(&id) {
             Some(Held { transport: Some(_), .. }) => bail!("The device is served already"),
             Some(Held { transport: None, claim, .. }) if claim.window() == window => return Ok(()),
             _ => drop(self.devices.remove(&id)),
         }
-        let claim = self.bus.reserve(window)?;
-        let mapped = self.server.map(window)?;
-        self.devices.insert(id, Held { _mapped: mapped, claim, transport: None });
+        self.devices.insert(id, Held::reserve(&self.bus, &self.server, window)?);
         Ok(())
     }
 
@@ -89,7 +97,8 @@ impl Guest {
         }
     }
 
-    /// Serves a device: when this returns, the guest may touch it. `gntdev` comes with one that may use grants.
+    /// Serves a device, from where its record says that it was left: when this returns, the guest may touch it. `gntdev`
+    /// comes with one that may use grants.
     ///
     /// # Errors
     /// It is served already, its window is taken or Xen refuses it; nothing of it stays behind but its reservation.
@@ -98,10 +107,11 @@ impl Guest {
         device: &Device,
         backend: Arc<dyn Backend>,
         gntdev: Option<OwnedFd>,
+        record: Record,
     ) -> anyhow::Result<()> {
         let Device { id, place, grants, name, .. } = device;
         let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
-        let transport = Transport::new(backend, line, self.caches.of(*grants, gntdev)?, name)?;
+        let transport = Transport::recorded(backend, line, self.caches.of(*grants, gntdev)?, name, record)?;
         let is_reserved = matches!(self.devices.get(id), Some(Held { transport: None, .. }));
         if !is_reserved {
             self.reserve(*id, *place)?;
@@ -109,6 +119,19 @@ impl Guest {
         if let Some(held) = self.devices.get_mut(id) {
             held.claim.fill(Arc::clone(&transport) as Arc<dyn io_bus::Device>);
             held.transport = Some(transport);
+        }
+        Ok(())
+    }
+
+    /// Puts into a device's window what answers for one that is given up.
+    ///
+    /// # Errors
+    /// The window is taken or Xen refuses it; nothing of it stays behind but its reservation.
+    pub(super) fn give_up(&mut self, id: DeviceId, place: Place, record: &Record) -> anyhow::Result<()> {
+        self.reserve(id, place)?;
+        if let Some(Held { claim, .. }) = self.devices.get(&id) {
+            let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
+            claim.fill(Wreck::new(record, line));
         }
         Ok(())
     }
@@ -156,9 +179,7 @@ impl Guest {
 
     /// Whether Xen still has our IOREQ server: it ends with the guest.
     pub(super) fn is_alive(&self) -> bool {
-        // It is enabled, so this changes nothing.
-        let asked = self.hypervisor.set_enabled(self.server.id(), true);
-        !asked.is_err_and(|error| error.guest_is_gone() || error.errno() == Errno::NOENT)
+        has_server(self.hypervisor.as_ref(), self.server.id())
     }
 
     /// Unmaps guest memory that went stale and that no request holds, even if its devices idle.
@@ -251,6 +272,35 @@ impl Guest {
         let pump = pairs.map(|(name, value)| Counter::new(name, value));
         pump.into_iter().chain(self.caches.counters()).collect()
     }
+}
+
+impl Held {
+    fn reserve(bus: &Arc<Bus>, server: &Arc<IoreqServer>, window: Window) -> anyhow::Result<Self> {
+        let claim = bus.reserve(window)?;
+        Ok(Self { _mapped: server.map(window)?, claim, transport: None })
+    }
+}
+
+fn window_at(place: Place) -> anyhow::Result<Window> {
+    Window::new(Space::Mmio, place.base, WINDOW_BYTES).context("Its registers have no place")
+}
+
+/// Takes over what a former worker left: its server, and all its windows before anything can come from there.
+fn follow(
+    hypervisor: &Arc<dyn Hypervisor>,
+    bus: &Arc<Bus>,
+    former: &Former,
+) -> anyhow::Result<(Arc<IoreqServer>, BTreeMap<DeviceId, Held>)> {
+    let server = IoreqServer::attach(Arc::clone(hypervisor), ServerId(former.server), Buffering::Off)?;
+    let held = |window: &ReservedWindow| Ok((window.id, Held::reserve(bus, &server, window_at(window.place)?)?));
+    let devices = former.windows.iter().map(held).collect::<anyhow::Result<_>>()?;
+    Ok((server, devices))
+}
+
+/// Whether Xen has this IOREQ server, which is to be enabled.
+fn has_server(hypervisor: &dyn Hypervisor, server: ServerId) -> bool {
+    let asked = hypervisor.set_enabled(server, true);
+    !asked.is_err_and(|error| error.guest_is_gone() || error.errno() == Errno::NOENT)
 }
 
 /// The guest's memory, as the pump knows it. Without string instructions to memory, of which Arm has none.

@@ -18,12 +18,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use testkit::xenstored::Xenstored;
 use tokio::sync::{mpsc, oneshot};
+use virtio_backend::Record;
 use xen_virtio::broker::prepare::Directories;
 use xen_virtio::broker::worker::{Spawned, Spawner};
-use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
+use xen_virtio::broker::{Broker, CLOSING_PATIENCE, DEATHS_PER_MINUTE, Request, Settings};
 use xen_virtio::channel::{Channel, ChannelError};
 use xen_virtio::model::{Class, Device, DeviceId, Place};
-use xen_virtio::protocol::{Answer, Order, Report, VERSION};
+use xen_virtio::protocol::{Answer, Former, Order, Report, VERSION};
 use xen_virtio::toolstack::Toolstack;
 use xenstore::{Address, Options, Store};
 
@@ -87,7 +88,7 @@ impl Rig {
         let socket = rig.xenstored.socket().to_owned();
         let here = rig.directory.path();
         let directories = Directories { configurations: here.to_owned(), runtime: here.to_owned() };
-        let settings = Settings { directories, only, closing_patience: patience };
+        let settings = Settings { directories, only, closing_patience: patience, deaths_per_minute: DEATHS_PER_MINUTE };
         let (ready, is_ready) = std_mpsc::channel();
         rig.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
         is_ready.recv_timeout(PATIENCE).expect("the broker gets ready");
@@ -279,11 +280,16 @@ pub fn wait_until(condition: impl Fn() -> bool) {
 /// Hands what the broker starts to the test.
 pub struct TestSpawner(std_mpsc::Sender<TestWorker>, Arc<Domains>);
 
-/// Whether there are domains, as a test has it, and how often that was asked; and whether there is a gntdev.
+/// The IOREQ server of a test's worker.
+pub const SERVER: u16 = 3;
+
+/// Whether there are domains, as a test has it, and how often that was asked; whether there is a gntdev; and whether
+/// processes can be started.
 struct Domains {
     exist: AtomicBool,
     asked: AtomicU32,
     gntdev: AtomicBool,
+    processes: AtomicBool,
 }
 
 /// The workers that were started, in order.
@@ -291,27 +297,30 @@ pub struct Workers(std_mpsc::Receiver<TestWorker>, Arc<Domains>);
 
 pub fn workers() -> (TestSpawner, Workers) {
     let (started, workers) = std_mpsc::channel();
-    let domains =
-        Arc::new(Domains { exist: AtomicBool::new(true), asked: AtomicU32::new(0), gntdev: AtomicBool::new(true) });
+    let yes = || AtomicBool::new(true);
+    let domains = Arc::new(Domains { exist: yes(), asked: AtomicU32::new(0), gntdev: yes(), processes: yes() });
     (TestSpawner(started, Arc::clone(&domains)), Workers(workers, domains))
 }
 
 impl Spawner for TestSpawner {
-    fn spawn(&self, domid: u16) -> anyhow::Result<Spawned> {
+    fn spawn(&self, domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
+        anyhow::ensure!(self.1.processes.load(Ordering::SeqCst), "no process left");
         let (channel, there) = Channel::pair()?;
         let (end, ended) = oneshot::channel();
         let (kill, killed) = oneshot::channel();
         let (was_killed, is_killed) = std_mpsc::channel();
         let ended = Box::pin(async move {
             tokio::select! {
-                how = ended => how.unwrap_or_else(|_| "it was dropped by the test".to_owned()),
+                // One that a test just drops lives on.
+                Ok(how) = ended => how,
                 Ok(()) = killed => {
                     let _ = was_killed.send(());
                     "signal: 9".to_owned()
                 }
+                else => "the test is over".to_owned(),
             }
         });
-        self.0.send(TestWorker { domid, channel: there, end, is_killed }).unwrap();
+        self.0.send(TestWorker { domid, former, channel: there, end, is_killed }).unwrap();
         Ok(Spawned { channel, kill, ended })
     }
 
@@ -334,6 +343,7 @@ impl Workers {
     #[track_caller]
     pub fn next(&self) -> TestWorker {
         let worker = self.0.recv_timeout(PATIENCE).expect("a worker is started");
+        worker.say(&Answer::Created { server: worker.former.as_ref().map_or(SERVER, |former| former.server) });
         worker.say(&Answer::Started { version: VERSION });
         worker
     }
@@ -345,6 +355,11 @@ impl Workers {
     /// Takes the kernel's driver for grants away.
     pub fn no_gntdev(&self) {
         self.1.gntdev.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the host has processes left.
+    pub fn processes_can_be_started(&self, can: bool) {
+        self.1.processes.store(can, Ordering::SeqCst);
     }
 
     /// Has all domains go, the broker notice, and domains of the same numbers come.
@@ -359,6 +374,8 @@ impl Workers {
 /// The other end of a worker: what its process would do, the test does.
 pub struct TestWorker {
     pub domid: u16,
+    /// What it is told of the worker before it.
+    pub former: Option<Former>,
     pub channel: Channel,
     end: oneshot::Sender<String>,
     is_killed: std_mpsc::Receiver<()>,
@@ -408,8 +425,18 @@ impl TestWorker {
     /// Expects to be told to serve a device.
     #[track_caller]
     pub fn told_to_attach(&self) -> (Device, Vec<OwnedFd>) {
+        let (device, descriptors, _) = self.told_to_attach_with_record();
+        (device, descriptors)
+    }
+
+    /// Expects to be told to serve a device; what of its record a worker would see, too.
+    #[track_caller]
+    pub fn told_to_attach_with_record(&self) -> (Device, Vec<OwnedFd>, Record) {
         match self.order_to_do() {
-            (Order::Attach { device }, descriptors) => (*device, descriptors),
+            (Order::Attach { device }, mut descriptors) => {
+                let record = descriptors.pop().expect("a record");
+                (*device, descriptors, Record::of(record).unwrap())
+            }
             (other, _) => panic!("told {other:?}"),
         }
     }
