@@ -89,6 +89,13 @@ impl ConfigSpace {
         unheard.filter_map(|(at, len)| Some((at, bytes.get(at..at + len)?.to_vec()))).collect()
     }
 
+    /// What the driver wrote: where, and the bytes there.
+    pub(crate) fn written(&self) -> Vec<(usize, Vec<u8>)> {
+        let state = self.state();
+        let places = state.written.keys();
+        places.filter_map(|&(at, len)| Some((at, state.bytes.get(at..at + len)?.to_vec()))).collect()
+    }
+
     /// The backend has lost what the driver wrote, and is to hear of it again.
     pub(crate) fn repeat(&self) {
         self.state().written.values_mut().for_each(|unheard| *unheard = true);

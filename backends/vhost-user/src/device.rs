@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Signals, Worker};
+use virtio_backend::{Backend, Identity, Kind, Owner, Record, Signals, Worker};
 
 use crate::config::Plan;
 use crate::introduction::meet;
@@ -85,11 +85,21 @@ impl Backend for VhostUser {
 
     fn write_config(&self, offset: usize, data: &[u8]) {
         self.shared.config.write(offset, data);
+        self.shared.noted.note(self.shared.config.written());
         self.shared.bell.ring();
     }
 
     fn start(&self, _lane: usize, features: u64) -> io::Result<Box<dyn Worker>> {
         Ok(Box::new(FrontendWorker::new(Arc::clone(&self.shared), features)?))
+    }
+
+    fn negotiated(&self, _features: u64) {
+        self.shared.config.forget();
+        self.shared.noted.note(Vec::new());
+    }
+
+    fn keep(&self, record: &Record) {
+        self.shared.keep(record);
     }
 
     fn attach(&self, signals: Arc<dyn Signals>) {

@@ -20,6 +20,7 @@ mod device;
 mod device_type;
 mod error;
 mod introduction;
+mod kept;
 mod layout;
 mod memory;
 mod queue;

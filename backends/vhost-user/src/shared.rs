@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use virtio_backend::{Bell, Signals};
+use virtio_backend::{Bell, Record, Signals};
 
 use crate::config::{Found, Plan};
 use crate::config_space::ConfigSpace;
 use crate::connection::Connection;
 use crate::counters::Counters;
 use crate::introduction::own;
+use crate::kept;
 use crate::layout::Layout;
 
 /// What outlives a reset.
@@ -22,6 +23,9 @@ pub(crate) struct Shared {
     /// Rung when there is something for the worker to do of which no kick and no call tells.
     pub(crate) bell: Bell,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) noted: kept::Kept,
+    /// The connection that this process was handed, until it is found useless. Others may have its descriptor, too.
+    handed: Mutex<Option<OwnedFd>>,
     signals: OnceLock<Arc<dyn Signals>>,
     /// The connection while no worker has it. A worker that ends and the next one meet here.
     kept: Mutex<Option<Kept>>,
@@ -31,6 +35,8 @@ pub(crate) struct Shared {
 pub(crate) enum Kept {
     /// It was made by another process, and only its beginning has been said.
     New(OwnedFd),
+    /// A process that died has worked with it.
+    Left(OwnedFd),
     /// It was in use until the driver reset the device.
     Used(Connection),
 }
@@ -38,9 +44,27 @@ pub(crate) enum Kept {
 impl Shared {
     pub(crate) fn new(plan: Plan, found: Found, layout: Layout, connection: OwnedFd) -> io::Result<Self> {
         let config = ConfigSpace::new(found.config.clone(), own(&plan, found.queues));
+        let handed = Mutex::new(Some(connection.try_clone()?));
         let kept = Mutex::new(Some(Kept::New(connection)));
         let (bell, counters, signals) = (Bell::new()?, Arc::default(), OnceLock::new());
-        Ok(Self { plan, found, layout, config, bell, counters, signals, kept })
+        Ok(Self { plan, found, layout, config, bell, counters, noted: kept::Kept::default(), handed, signals, kept })
+    }
+
+    /// Keeps in `record` what the process that follows must know, and goes on with what a former one has kept.
+    pub(crate) fn keep(&self, record: &Record) {
+        let Some(noted) = self.noted.keep(record) else { return };
+        noted.written.iter().for_each(|(offset, bytes)| self.config.write(*offset, bytes));
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = kept.take().map(|kept| if let Kept::New(socket) = kept { Kept::Left(socket) } else { kept });
+    }
+
+    /// Ends the connection that this process was handed, if that is the one which was given up: a backend that serves a
+    /// single one otherwise sees no end of it as long as anybody has its descriptor.
+    pub(crate) fn end_handed(&self) {
+        if let Some(socket) = self.handed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // The other end may have been faster.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
     }
 
     pub(crate) fn attach(&self, signals: Arc<dyn Signals>) {

@@ -69,6 +69,8 @@ impl FrontendWorker {
     pub(crate) fn new(shared: Arc<Shared>, features: u64) -> io::Result<Self> {
         let queues = shared.found.queues;
         let kept = shared.take_connection();
+        // What comes there may still be answers to the process that died: then another connection is better.
+        let was_left = matches!(kept, Some(Kept::Left(_)));
         let mut worker = Self {
             features,
             link: Link::Down,
@@ -81,8 +83,12 @@ impl FrontendWorker {
         let resumed = kept.map(|kept| worker.resume(kept));
         match resumed {
             Some(Ok(connection)) => worker.connect(connection)?,
-            Some(Err(error)) if !error.may_pass() => return Err(io::Error::other(error)),
+            Some(Err(error)) if !error.may_pass() && !was_left => {
+                worker.shared.end_handed();
+                return Err(io::Error::other(error));
+            }
             Some(Err(error)) => {
+                worker.shared.end_handed();
                 worker.note_loss(&error);
                 worker.retry.now()?;
             }
@@ -98,6 +104,13 @@ impl FrontendWorker {
                 hold_to(&mut connection, &self.shared.plan, &self.shared.found)?;
                 Ok(connection)
             }
+            Kept::Left(socket) => {
+                let mut connection = Connection::adopt(socket)?;
+                (0..self.shared.found.queues).try_for_each(|queue| connection.talk().stop_ring(queue).map(drop))?;
+                connection.talk().reset()?;
+                hold_to(&mut connection, &self.shared.plan, &self.shared.found)?;
+                Ok(connection)
+            }
             Kept::Used(mut connection) => {
                 connection.give_time();
                 connection.look()?;
@@ -109,7 +122,8 @@ impl FrontendWorker {
 
     /// There is a backend now.
     fn connect(&mut self, mut connection: Connection) -> io::Result<()> {
-        self.watcher.add(&connection, SOCKET, READABLE)?;
+        // For changes: others may have its descriptor, too, and then the kernel watches it on after it was closed here.
+        self.watcher.add_for_changes(&connection, SOCKET)?;
         if let Some(channel) = connection.channel() {
             self.watcher.add(channel, CHANNEL, READABLE)?;
         }
@@ -283,6 +297,7 @@ impl FrontendWorker {
             Err(Trouble::Fault(fault)) => Err(fault),
             Err(Trouble::Connection(error)) if error.may_pass() => self.lose(&error, rings),
             Err(Trouble::Connection(error)) => {
+                self.shared.end_handed();
                 self.link = Link::Down;
                 Err(Fault::Host { doing: "working with its backend", source: io::Error::other(error) })
             }
@@ -291,6 +306,7 @@ impl FrontendWorker {
 
     /// The backend is gone. What it had not finished waits for the next.
     fn lose(&mut self, error: &ConnectionError, rings: &mut [Ring]) -> Result<(), Fault> {
+        self.shared.end_handed();
         match mem::replace(&mut self.link, Link::Down) {
             // It was looked for in vain.
             Link::Down => self.note_absence(error),
@@ -339,6 +355,7 @@ impl FrontendWorker {
         match (stopped, settled) {
             (_, Err(Trouble::Fault(fault))) => Err(fault),
             (Err(error), _) | (Ok(_), Err(Trouble::Connection(error))) => {
+                self.shared.end_handed();
                 self.note_loss(&error);
                 let unfinished = session.abandon(rings)?;
                 self.keep_waiting(unfinished);
@@ -391,6 +408,8 @@ impl Drop for FrontendWorker {
             Link::Up(mut session) => {
                 if session.stop().is_ok() {
                     self.shared.keep_connection(session.into_unfinished().0);
+                } else {
+                    self.shared.end_handed();
                 }
             }
             Link::Idle(connection) => self.shared.keep_connection(connection),

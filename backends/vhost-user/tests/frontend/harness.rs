@@ -1,14 +1,17 @@
 //! The guest's side: its memory, its queues, and the registers of a device.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use guest_memory::{Budget, MapCache};
 use testkit::device::eventually;
 use testkit::driver::{Descriptor, Lender, RawQueue, Register, Registers, Used, Way, status};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Kind, Owner};
+use testkit::record::left_behind;
+use virtio_backend::{Backend, Kind, Owner, Record};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_vhost_user::{Config, DeviceType, VhostUser, VhostUserError};
 
@@ -40,11 +43,16 @@ pub fn config(device: u32, socket: &Path) -> Config {
 }
 
 /// Opens and makes a device, as the two processes do that share the work.
-pub fn make(mut config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
+pub fn make(config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
+    let (config, descriptors) = open(config)?;
+    VhostUser::make(&config, descriptors)
+}
+
+fn open(mut config: Config) -> Result<(Config, Vec<OwnedFd>), VhostUserError> {
     let owner =
         Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/nonexistent".into() };
     let descriptors = VhostUser::open(&mut config, &owner)?;
-    VhostUser::make(&config, descriptors)
+    Ok((config, descriptors))
 }
 
 /// A device before a driver.
@@ -53,6 +61,18 @@ pub struct Guest {
     pub memory: FakeForeignMemory,
     pub lender: Lender,
     pub queues: Vec<RawQueue>,
+    cache: Arc<MapCache>,
+    record: Record,
+    /// What the device is made of, for the process that follows.
+    opened: (Config, Vec<OwnedFd>),
+}
+
+/// Serves a device as a process does that is handed all this.
+fn serve(opened: &(Config, Vec<OwnedFd>), cache: &Arc<MapCache>, record: &Record) -> (Arc<Transport>, usize) {
+    let descriptors = opened.1.iter().map(|descriptor| descriptor.try_clone().unwrap());
+    let device = VhostUser::make(&opened.0, descriptors.collect()).unwrap();
+    let count = device.identity().queue_sizes.len();
+    (Transport::recorded(device, Arc::new(NoLine), Arc::clone(cache), "test", record.clone()).unwrap(), count)
 }
 
 impl Guest {
@@ -69,15 +89,34 @@ impl Guest {
     }
 
     pub fn without_driver(way: Way, config: Config, queue_size: u16) -> Self {
-        let device = make(config).unwrap();
+        let opened = open(config).unwrap();
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
         let lender = Lender::new(way, memory.clone());
         let cache = MapCache::new(lender.sources(), Budget::default());
-        let count = device.identity().queue_sizes.len() as u64;
-        let queues = (0..count).map(|index| RawQueue::new(memory.clone(), RAM + 0x1_0000 * index, queue_size));
+        let record = Record::new().unwrap();
+        let (registers, count) = serve(&opened, &cache, &record);
+        let queues = (0..count as u64).map(|index| RawQueue::new(memory.clone(), RAM + 0x1_0000 * index, queue_size));
         let queues = queues.map(|queue| lender.lend_queue(queue)).collect();
-        let registers = Transport::new(device, Arc::new(NoLine), cache, "test").unwrap();
-        Self { registers, memory, lender, queues }
+        Self { registers, memory, lender, queues, cache, record, opened }
+    }
+
+    /// The process is killed, and another one goes on with the device.
+    pub fn kill(&mut self) {
+        self.kill_then(|| {});
+    }
+
+    /// The same; something happens in between.
+    pub fn kill_then(&mut self, happens: impl FnOnce()) {
+        // Of a process that is killed nothing is given back any more.
+        let (record, mut queues) = (left_behind(&self.record), vec![0; self.queues.len() * 0x1_0000]);
+        self.memory.read(RAM, &mut queues);
+        let (ended, end) = mpsc::channel();
+        self.registers.stop().then(move || ended.send(()).unwrap());
+        end.recv_timeout(Duration::from_secs(20)).expect("the end of the old process");
+        self.memory.write(RAM, &queues);
+        happens();
+        (self.registers, _) = serve(&self.opened, &self.cache, &record);
+        self.record = record;
     }
 
     pub fn bring_up(&self) {

@@ -18,6 +18,7 @@ mod data;
 mod hostile;
 mod opening;
 mod ours;
+mod recovery;
 mod resets;
 mod restarts;
 mod room;
