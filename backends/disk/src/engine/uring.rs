@@ -194,15 +194,6 @@ impl Uring {
     }
 }
 
-#[cfg(test)]
-impl Uring {
-    /// The same, whose turn nobody but the kernel has.
-    pub(crate) fn without_turn(mut self) -> Self {
-        self.target.turn = None;
-        self
-    }
-}
-
 impl Engine for Uring {
     fn submit(&mut self, tag: u16, op: Op) -> io::Result<()> {
         let slot = self.tasks.get_mut(usize::from(tag)).ok_or(io::ErrorKind::InvalidInput)?;
@@ -346,4 +337,13 @@ fn next_completion(ring: &mut IoUring) -> Option<(Named, io::Result<usize>)> {
     let named = Named { tag: u16::try_from(name & !RUN).unwrap_or(u16::MAX), is_run: name & RUN != 0 };
     let returned = completion.result();
     Some((named, usize::try_from(returned).map_err(|_negative| io::Error::from_raw_os_error(-returned))))
+}
+
+#[cfg(test)]
+impl Uring {
+    /// The same, whose turn nobody but the kernel has.
+    pub(crate) fn without_turn(mut self) -> Self {
+        self.target.turn = None;
+        self
+    }
 }
