@@ -97,3 +97,18 @@ fn g06_a_reset_does_not_wait_for_the_source() {
     assert_eq!(rig.queue.used_idx(), 0, "what was offered before is forgotten");
     rig.assert_alive();
 }
+
+#[test]
+fn a_process_that_follows_one_that_died_answers_what_waits() {
+    let mut rig = Rig::new(Mood::Gives(usize::MAX));
+    assert_eq!(rig.ask(8), random(8));
+    rig.source.set(Mood::Fails(11));
+    rig.offer(0, &[Descriptor::writable(BUFFERS, 16)]);
+    eventually("the source is asked", || rig.counter("source_failures") > 0);
+
+    rig.kill();
+
+    rig.source.set(Mood::Gives(usize::MAX));
+    assert_eq!(rig.queue.wait_used(2).len, 16);
+    rig.assert_alive();
+}

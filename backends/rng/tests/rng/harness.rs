@@ -2,13 +2,15 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_memory::{Budget, MapCache};
 use testkit::driver::{Descriptor, RawQueue, Registers, Used, status};
 use testkit::memory::FakeForeignMemory;
+use testkit::record::left_behind;
+use virtio_backend::Record;
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_rng::{Config, Rng, Source};
 
@@ -97,6 +99,20 @@ pub struct Rig {
     pub source: Arc<Scripted>,
     pub line: Arc<Line>,
     pub features: u64,
+    record: Record,
+}
+
+/// Serves a device as a process does that is handed all this.
+fn serve(
+    config: &Config,
+    source: &Arc<Scripted>,
+    memory: &FakeForeignMemory,
+    line: &Arc<Line>,
+    record: &Record,
+) -> Arc<Transport> {
+    let device = Arc::new(Rng::with_source(config, Arc::clone(source) as _).unwrap());
+    let cache = MapCache::new(memory.clone(), Budget::default());
+    Transport::recorded(device, Arc::clone(line) as _, cache, "rng", record.clone()).unwrap()
 }
 
 impl Rig {
@@ -107,13 +123,12 @@ impl Rig {
 
     pub fn with(mood: Mood, config: Config, features: u64) -> Self {
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
-        let cache = MapCache::new(memory.clone(), Budget::default());
         let source = Arc::new(Scripted { mood: Mutex::new(mood), asked: AtomicU64::new(0) });
-        let device = Arc::new(Rng::with_source(&config, source.clone()).unwrap());
         let line = Arc::<Line>::default();
-        let registers = Transport::new(device, line.clone(), cache, "rng").unwrap();
+        let record = Record::new().unwrap();
+        let registers = serve(&config, &source, &memory, &line, &record);
         let queue = RawQueue::new(memory.clone(), RAM, 64);
-        let rig = Self { registers, queue, memory, source, line, features };
+        let rig = Self { registers, queue, memory, source, line, features, record };
         rig.bring_up();
         rig
     }
@@ -121,6 +136,16 @@ impl Rig {
     fn bring_up(&self) {
         self.queue.clear();
         self.registers.bring_up(self.features, &self.queue);
+    }
+
+    /// The process is killed, and another one goes on with a device of the usual configuration.
+    pub fn kill(&mut self) {
+        let record = left_behind(&self.record);
+        let (ended, end) = mpsc::channel();
+        self.registers.stop().then(move || ended.send(()).unwrap());
+        end.recv_timeout(Duration::from_secs(20)).expect("the end of the old process");
+        self.registers = serve(&Config::default(), &self.source, &self.memory, &self.line, &record);
+        self.record = record;
     }
 
     /// The driver resets the device and starts anew.
