@@ -60,7 +60,7 @@ impl Running {
     /// The worker that goes on where the one of this guest died that had, or was to have, these windows.
     fn follow(domain: Domain, windows: &[(u32, u64)]) -> Self {
         let running = Self::begin(domain.clone(), Some(former(&domain, windows)));
-        let ServerId(server) = domain.xen.servers()[0];
+        let ServerId(server) = server_of(&domain);
         assert_eq!(running.answer(), Answer::Created { server });
         assert_eq!(running.answer(), Answer::Started { version: VERSION });
         running
@@ -125,13 +125,18 @@ impl Running {
     }
 }
 
+/// The one IOREQ server of a guest.
+fn server_of(domain: &Domain) -> ServerId {
+    domain.xen.servers().into_iter().next().unwrap()
+}
+
 fn place(base: u64) -> Place {
     Place { base, irq: 33 }
 }
 
 fn former(domain: &Domain, windows: &[(u32, u64)]) -> Former {
     let window = |&(number, base): &(u32, u64)| ReservedWindow { id: disk_id(number), place: place(base) };
-    Former { server: domain.xen.servers()[0].0, windows: windows.iter().map(window).collect() }
+    Former { server: server_of(domain).0, windows: windows.iter().map(window).collect() }
 }
 
 fn image() -> NamedTempFile {
@@ -487,7 +492,7 @@ fn a_broker_that_talks_nonsense_is_taken_for_gone_and_the_guest_served() {
 
 /// Waits until a vCPU's slot in the guest's server is in this state.
 fn wait_for_slot(domain: &Domain, vcpu: usize, state: u8) {
-    let server = domain.xen.servers()[0];
+    let server = server_of(domain);
     rig::wait_until(|| domain.xen.slot(server, vcpu).get().0 == state);
 }
 
@@ -545,7 +550,7 @@ fn what_a_killed_worker_had_taken_or_not_seen_yet_is_answered_by_the_next() {
 #[test]
 fn a_window_that_a_killed_worker_had_not_come_to_is_there_in_the_next() {
     let domain = Running::start().die();
-    let server = domain.xen.servers()[0];
+    let server = server_of(&domain);
     assert!(domain.xen.windows(server).is_empty());
 
     let next = Running::follow(domain, &[(XVDA, BASE_A)]);
@@ -575,7 +580,7 @@ fn what_cannot_be_taken_over_is_told_and_left_as_it_was_for_the_next() {
     let (image, record) = (image(), Record::new().unwrap());
     worker.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
     let domain = worker.die();
-    let server = domain.xen.servers()[0];
+    let server = server_of(&domain);
     let vcpu = domain.xen.vcpu(0);
     let waiting = thread::spawn(move || vcpu.read32(BASE_A + DEVICE_ID));
     wait_for_slot(&domain, 0, STATE_READY);

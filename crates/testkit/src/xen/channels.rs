@@ -171,8 +171,7 @@ impl EventChannels for FakeChannels {
 
     fn wait(&self, fired: &mut [LocalPort]) -> Result<Wake, XenError> {
         let mut state = self.xen.lock();
-        loop {
-            let Some(queue) = state.queues.get_mut(&self.id) else { break };
+        while let Some(queue) = state.queues.get_mut(&self.id) {
             if let Some(errno) = queue.failing_waits.pop_front() {
                 return Err(XenError::new(errno));
             }

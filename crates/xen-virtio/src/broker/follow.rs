@@ -9,9 +9,8 @@ use tokio::time::Instant;
 
 use super::Broker;
 use super::deaths::Verdict;
-use super::worker::{Spawner, Worker};
-use crate::protocol::{Former, Order, ReservedWindow};
-use crate::toolstack::lifecycle::Event;
+use super::worker::Spawner;
+use crate::toolstack::events::Event;
 
 impl<S: Spawner> Broker<S> {
     /// What the end of a guest's worker is: expected, or the death of one that another can follow.
@@ -56,18 +55,13 @@ impl<S: Spawner> Broker<S> {
     fn follow_now(&mut self, domid: u16) -> Option<Event> {
         let guest = self.guests.get_mut(&domid)?;
         guest.follow_at = None;
-        let server = guest.server.filter(|_| guest.lifecycle.wants_worker())?;
-        let windows = guest.windows.iter().map(|(id, place)| ReservedWindow { id: *id, place: *place }).collect();
-        let spawned = self.spawner.spawn(domid, Some(Former { server, windows }));
-        let watched = spawned.and_then(|spawned| Ok(Worker::watch(domid, spawned, self.heard.clone())?));
-        match watched.context("The guest's next worker cannot be started, and it waits; trying again") {
-            Ok(worker) => {
-                // Nobody will come for what was let go of; the guest may look for it all the same.
-                for id in guest.windows.keys().filter(|id| !guest.lifecycle.needs_window(**id)) {
-                    worker.tell(&Order::Vacate { id: *id }, &[]);
-                }
-                guest.worker = Some(worker);
-                guest.follows = true;
+        if !guest.lifecycle.wants_worker() {
+            return None;
+        }
+        let started = self.start_worker(domid);
+        let guest = self.guests.get_mut(&domid)?;
+        match started.context("The guest's next worker cannot be started, and the guest waits; trying again") {
+            Ok(()) => {
                 guest.deaths.is_followed();
                 Some(Event::WorkerFollows)
             }

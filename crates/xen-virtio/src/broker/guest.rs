@@ -15,7 +15,7 @@ use super::prepare::Prepared;
 use super::worker::Worker;
 use crate::config::GuestName;
 use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
-use crate::protocol::{Order, Report};
+use crate::protocol::{Former, Order, Report, ReservedWindow};
 use crate::toolstack::lifecycle::{Lifecycle, Stage};
 
 /// A guest.
@@ -108,6 +108,12 @@ impl Guest {
         if !self.windows.iter().any(|(other, taken)| *other != id && is_in_the_way(taken)) {
             self.windows.insert(id, place);
         }
+    }
+
+    /// What a worker that died has left for the next one.
+    pub fn former(&self) -> Option<Former> {
+        let windows = self.windows.iter().map(|(id, place)| ReservedWindow { id: *id, place: *place });
+        Some(Former { server: self.server?, windows: windows.collect() })
     }
 
     /// Has its worker do something to a device; what comes of it is told to `reply`.

@@ -6,9 +6,9 @@ use xenstore::Store;
 use super::worker::Spawner;
 use super::{Broker, postponed};
 use crate::config::device_file;
+use crate::toolstack::events::{Event, Sight};
 use crate::toolstack::fixed::Fixed;
 use crate::toolstack::libxl::{Description, KEYS, Node, What};
-use crate::toolstack::lifecycle::{Event, Sight};
 use crate::toolstack::{Sighting, Toolstack, nodes};
 
 impl<S: Spawner> Broker<S> {

@@ -12,29 +12,29 @@ mod follow;
 pub mod guest;
 mod look;
 pub mod prepare;
+mod serving;
 pub mod spawn;
 pub mod worker;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use virtio_backend::{Operation, Record};
+use virtio_backend::Operation;
 
 use crate::config::GuestName;
-use crate::model::{Device, DeviceId, Grants};
+use crate::model::{Device, Grants};
 use crate::protocol::{Answer, Order, Report, VERSION};
-use crate::toolstack::libxl::{self, Node};
-use crate::toolstack::lifecycle::{Action, Event, News, Trouble};
+use crate::toolstack::events::{Action, Event, News, Trouble};
+use crate::toolstack::libxl::Node;
 use crate::toolstack::{Toolstack, nodes};
 use ask::Outcome;
 use edits::Edits;
-use guest::{Guest, GuestView, Served};
+use guest::{Guest, GuestView};
 use prepare::{Directories, Prepared};
-use worker::{Heard, Spawner, Worker};
+use worker::{Heard, Spawner};
 
 /// What waits for the broker's loop at most; those who have more to say wait themselves.
 const QUEUE: usize = 64;
@@ -204,41 +204,6 @@ impl<S: Spawner> Broker<S> {
         None
     }
 
-    /// Claims the window at once: nobody keeps the guest from touching it.
-    async fn reserve(&mut self, node: Node) -> Option<Event> {
-        let place = match &self.toolstack {
-            Toolstack::Static(file) => file.place(node),
-            Toolstack::Libxl(store) => match nodes::keys(store, node, &libxl::PLACE_KEYS).await {
-                // What is wrong with them, the preparation will say.
-                Ok(keys) => libxl::place(&keys).ok(),
-                Err(error) => {
-                    postponed(&error);
-                    None
-                }
-            },
-        };
-        if let Err(error) = self.need_worker(node.domid) {
-            return Some(Event::WorkerEnded(format!("{error:#}")));
-        }
-        if let Some(place) = place {
-            if let Some(guest) = self.guests.get_mut(&node.domid) {
-                guest.note_window(node.id, place);
-            }
-            self.tell(node.domid, &Order::Reserve { id: node.id, place });
-        }
-        None
-    }
-
-    /// Starts the guest's worker, if it has none.
-    fn need_worker(&mut self, domid: u16) -> anyhow::Result<()> {
-        let guest = self.guests.entry(domid).or_default();
-        if guest.worker.is_none() {
-            let spawned = self.spawner.spawn(domid, None)?;
-            guest.worker = Some(Worker::watch(domid, spawned, self.heard.clone())?);
-        }
-        Ok(())
-    }
-
     async fn prepare(&mut self, node: Node) {
         let name = self.learn_name(node.domid).await;
         tracing::info!(name: "broker.new", domid = node.domid, guest = name, device = %node.id, "A new device");
@@ -262,35 +227,6 @@ impl<S: Spawner> Broker<S> {
             };
         }
         guest.names.name.clone()
-    }
-
-    /// Has the worker serve a device: one that was prepared, or that a worker before served.
-    fn attach(&mut self, domid: u16, id: DeviceId) -> Option<Event> {
-        let guest = self.guests.get_mut(&domid)?;
-        if let Some(Prepared { device, descriptors }) = guest.prepared.remove(&id) {
-            let record = match Record::new() {
-                Ok(record) => record,
-                Err(error) => return Some(Event::Refused(id, format!("Cannot make the record of a device: {error}"))),
-            };
-            guest.note_window(id, device.place);
-            guest.devices.insert(id, Served { device, descriptors, record });
-        }
-        if let Err(error) = self.need_worker(domid) {
-            return Some(Event::WorkerEnded(format!("{error:#}")));
-        }
-        let guest = self.guests.get(&domid)?;
-        let Served { device, descriptors, record } = guest.devices.get(&id)?;
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).chain([record.as_fd()]).collect();
-        guest.worker.as_ref()?.tell(&Order::Attach { device: Box::new(device.clone()) }, &descriptors);
-        None
-    }
-
-    /// Has the worker answer for a device that is served no more.
-    fn give_up(&self, domid: u16, id: DeviceId) {
-        let Some(guest) = self.guests.get(&domid) else { return };
-        if let Some((worker, Served { device, record, .. })) = guest.worker.as_ref().zip(guest.devices.get(&id)) {
-            worker.tell(&Order::GiveUp { id, place: device.place }, &[record.as_fd()]);
-        }
     }
 
     /// Tells the toolstack; that a device is closed, only once nothing of it is left on the host, so that the guest's

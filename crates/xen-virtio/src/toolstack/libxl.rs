@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::lifecycle::Sight;
+use super::events::Sight;
 use crate::config::is_device_file;
 use crate::model::{Class, DeviceId, Grants, Place, SPIS, WINDOW_BYTES};
 

@@ -1,7 +1,8 @@
 //! Who asks for devices: libxl, by its protocols in xenstore; or a file, where there is no libxl.
 //!
-//! The broker hears the same of both ([`Sighting`]), and tells both the same ([`News`](lifecycle::News)).
+//! The broker hears the same of both ([`Sighting`]), and tells both the same ([`News`](events::News)).
 
+pub mod events;
 pub mod fixed;
 pub mod libxl;
 pub mod lifecycle;

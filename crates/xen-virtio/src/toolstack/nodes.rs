@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use xenstore::wire::MessageType;
 use xenstore::{Error, Store, View};
 
+use super::events::{News, Sight};
 use super::libxl::{self, CLASSES, DOM0, Node, state};
-use super::lifecycle::{News, Sight};
 use crate::config::GuestName;
 use crate::model::Class;
 
