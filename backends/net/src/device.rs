@@ -91,6 +91,8 @@ impl Net {
         self.life().unwrap_or_else(|| {
             let life = Arc::new(Life::begin(features, self.mac.bytes(), self.pairs, &self.shared));
             *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&life);
+            // Not before it is found: what is read of the card comes from there from now on.
+            life.note(&self.shared);
             life
         })
     }
@@ -112,9 +114,8 @@ impl Backend for Net {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let life = self.life();
-        let mac = life.as_ref().map_or(self.mac.bytes(), |life| life.filter.get().mac);
-        let announce = life.is_some_and(|life| life.is_to_announce());
+        let life = || self.life().map(|life| (life.filter.get().mac, life.is_to_announce()));
+        let (mac, announce) = self.shared.kept.former().or_else(life).unwrap_or((self.mac.bytes(), false));
         let status = Status { link_up: self.shared.link_is_up(), announce };
         let space = ConfigSpace::new(mac, status, self.pairs, self.mtu.unwrap_or(0));
         copy_config(space.as_bytes(), offset, data);
@@ -137,7 +138,7 @@ impl Backend for Net {
     }
 
     fn negotiated(&self, _features: u64) {
-        self.shared.kept.note(|noted| noted.life = None);
+        self.shared.kept.note_life(|| None);
     }
 
     fn keep(&self, record: &Record) {

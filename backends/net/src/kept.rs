@@ -48,12 +48,14 @@ pub(crate) struct Kept(Mutex<State>);
 struct State {
     memo: Option<Memo<Noted>>,
     noted: Noted,
+    /// What is noted is of a former process, whose driver this one does not serve yet.
+    is_former: bool,
 }
 
 impl Default for Kept {
     /// That of a card which is new.
     fn default() -> Self {
-        Self(Mutex::new(State { memo: None, noted: Noted { plugged: true, life: None } }))
+        Self(Mutex::new(State { memo: None, noted: Noted { plugged: true, life: None }, is_former: false }))
     }
 }
 
@@ -70,7 +72,7 @@ impl Kept {
         let mut state = self.state();
         state.memo = Some(memo);
         if let Some(noted) = found {
-            state.noted = noted;
+            (state.noted, state.is_former) = (noted, true);
         }
         state.noted.plugged
     }
@@ -80,10 +82,30 @@ impl Kept {
         self.state().noted.life.clone()
     }
 
-    /// Changes what is noted.
-    pub(crate) fn note(&self, change: impl FnOnce(&mut Noted)) {
+    /// The address, and whether the driver is to announce itself, if a former process has left a driver that no lane of
+    /// this one serves yet: its configuration space does not change meanwhile.
+    pub(crate) fn former(&self) -> Option<([u8; 6], bool)> {
+        let state = self.state();
+        let life = state.noted.life.as_ref().filter(|_| state.is_former)?;
+        Some((life.filter.mac, life.announce))
+    }
+
+    /// Changes what is noted of a driver.
+    pub(crate) fn note_life(&self, life: impl FnOnce() -> Option<NotedLife>) {
+        self.note(|state| {
+            state.is_former = false;
+            state.noted.life = life();
+        });
+    }
+
+    /// Changes what is noted of the cable.
+    pub(crate) fn note_plugged(&self, plugged: bool) {
+        self.note(|state| state.noted.plugged = plugged);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
-        change(&mut state.noted);
+        change(&mut state);
         if let Some(memo) = &state.memo
             && let Err(error) = memo.store(&state.noted)
         {

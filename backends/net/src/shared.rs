@@ -55,7 +55,7 @@ impl Shared {
 
     /// The operator puts the cable in or pulls it out. Returns whether that is a change.
     pub(crate) fn plug(&self, up: bool) -> bool {
-        self.kept.note(|noted| noted.plugged = up);
+        self.kept.note_plugged(up);
         self.plugged.swap(up, Ordering::Relaxed) != up
     }
 
@@ -125,19 +125,18 @@ impl Life {
                 shared.note_setup_failure(&error);
             }
         }
-        life.note(shared);
         life
     }
 
     /// Notes what the driver has set, for the process that follows if this one dies.
     pub(crate) fn note(&self, shared: &Shared) {
-        shared.kept.note(|noted| {
-            noted.life = Some(NotedLife {
+        shared.kept.note_life(|| {
+            Some(NotedLife {
                 filter: Filter::clone(&self.filter.get()),
                 offloads: self.offloads(),
                 active_pairs: self.active_pairs.load(Ordering::Relaxed),
                 announce: self.is_to_announce(),
-            });
+            })
         });
     }
 

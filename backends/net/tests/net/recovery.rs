@@ -91,6 +91,7 @@ fn the_cable_is_as_the_operator_left_it_and_the_driver_is_still_to_announce_itse
     guest.transport.operate(Operation::Link { up: false }).unwrap();
     guest.kill(&config(), host.engine());
     assert_eq!(guest.link_status(), 0);
+    assert_eq!(guest.command(&[3, 0]), OK, "the card is at work again");
 
     guest.transport.operate(Operation::Link { up: true }).unwrap();
     guest.kill(&config(), host.engine());
