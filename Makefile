@@ -8,11 +8,13 @@ KINDS := disk net console rng vsock
 EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 # `make lab CASE="rw ext4"` runs these cases only, and so does `make vmm`.
 CASE ?=
-# `make soak`: seconds of search, kills of a disk's process, different states of each disk after a power cut, and what
-# chance starts from.
+# `make soak`: seconds of search, kills of a disk's process, different states of each disk after a power cut, guests that come
+# and go on Xen, kills of a worker there, and what chance starts from.
 SECONDS ?= 600
 KILLS ?= 100000
 STATES ?= 20000
+CYCLES ?= 200
+WORKER_KILLS ?= 100
 SEED ?= 1
 # What `make bench-lab` compares with: a revision as git names it.
 BASE ?=
@@ -55,6 +57,7 @@ soak: deps ## Search for what the tests do not find: SECONDS of drivers of any k
 	@tests/fuzz/soak $(SECONDS)
 	$(CARGO) run --profile fuzz --quiet -p kills -- --kills $(KILLS) --seed $(SEED)
 	@STATES=$(STATES) SEED=$(SEED) ROUNDS=100 LIMIT=86400 tests/lab/vmm/run power-cut
+	@CYCLES=$(CYCLES) WORKER_KILLS=$(WORKER_KILLS) SEED=$(SEED) LIMIT=86400 tests/lab/run cycles worker-kill
 
 build: ## Build the program for this machine
 	$(CARGO) build --release -p xen-virtio
