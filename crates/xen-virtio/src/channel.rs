@@ -18,8 +18,9 @@ use serde::de::DeserializeOwned;
 
 /// The longest message. The report of a guest with all the devices Xen has interrupts for takes a quarter.
 pub const MESSAGE_MAX: usize = 64 * 1024;
-/// The most descriptors that come with one message: a disk with five backing files, the way to grants, and a record.
-pub const DESCRIPTORS_MAX: usize = 8;
+/// The most descriptors that come with one message. A disk over NBD brings a connection for each of its queues. (Linux
+/// sends up to 253 at a time, `SCM_MAX_FD`.)
+pub const DESCRIPTORS_MAX: usize = 160;
 
 const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 

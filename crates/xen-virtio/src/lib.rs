@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod console;
+pub mod door;
 pub mod failure;
 pub mod list;
 pub mod logging;

@@ -16,8 +16,8 @@ pub const VERSION: u32 = 5;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Order {
-    /// The first message: whom to serve. Brings two descriptors, `/dev/xen/privcmd` and `/dev/xen/evtchn`, both
-    /// restricted to this guest.
+    /// The first message: whom to serve. Brings three descriptors: `/dev/xen/privcmd` and `/dev/xen/evtchn`,
+    /// both restricted to this guest, and the worker's [door](crate::door).
     Start {
         /// [`VERSION`] of the broker.
         version: u32,
@@ -66,6 +66,14 @@ pub enum Order {
         /// What.
         operation: Operation,
     },
+    /// To a worker whose broker is gone, from the next one: hand over what the guest is served with. For each device,
+    /// [`Answer::Holds`]; and [`Answer::HandedOver`] at the end.
+    HandOver {
+        /// [`VERSION`] of the broker.
+        version: u32,
+    },
+    /// End at once, and leave everything as it is, for another worker to go on with.
+    Yield,
     /// Say how it is going.
     Report,
     /// Destroy the IOREQ server, unmap everything and end.
@@ -137,6 +145,13 @@ pub enum Answer {
         /// Why it was not done, if it was not.
         outcome: Result<(), String>,
     },
+    /// The worker has this device. Brings the descriptors that came with [`Order::Attach`], or with [`Order::GiveUp`].
+    Holds {
+        /// Which.
+        id: DeviceId,
+    },
+    /// That was all that [`Order::HandOver`] asks for.
+    HandedOver,
     /// As asked for by [`Order::Report`].
     Report(Report),
 }
@@ -203,6 +218,8 @@ mod tests {
             Order::Operate { id, operation: Operation::Link { up: true } },
             Order::Operate { id, operation: Operation::Resize { shrink: true } },
             Order::Operate { id, operation: Operation::Resume },
+            Order::HandOver { version: VERSION },
+            Order::Yield,
             Order::Report,
             Order::Stop,
         ];
@@ -215,6 +232,8 @@ mod tests {
             Answer::Attached { id },
             Answer::Refused { id, reason: "a reason with \"quotes\"\n".into() },
             Answer::Detached { id, used: true },
+            Answer::Holds { id },
+            Answer::HandedOver,
             Answer::Operated { id, outcome: Ok(()) },
             Answer::Operated { id, outcome: Err("no".into()) },
             Answer::Report(Report { alive: true, counters: vec![Counter::new("traps", 3)], devices }),

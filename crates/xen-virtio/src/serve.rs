@@ -53,7 +53,7 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
         // No receiver means that the broker has ended.
         let _ = requests.send(Request::Stop).await;
     });
-    let spawner = OwnBinary::new(&options.log);
+    let spawner = OwnBinary::new(&options.log, directory);
     let kind = options.only.as_deref();
     let settings = Settings {
         directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },

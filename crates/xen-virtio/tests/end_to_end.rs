@@ -35,7 +35,7 @@ impl Spawner for ThreadSpawner {
         let domain = self.0.clone();
         thread::spawn(move || {
             let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
-            let served = worker::serve(there, hypervisor, channels, domain, former, HeldBack::default());
+            let served = worker::serve(there, hypervisor, channels, domain, former, None, HeldBack::default());
             // The broker may have ended.
             let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
         });

@@ -4,7 +4,7 @@
 
 mod rig;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -12,13 +12,15 @@ use ioreq::ServerId;
 use rig::domain::{BASE_A, BASE_B, Domain};
 use rig::{PATIENCE, XVDA, XVDB, disk_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use testkit::xen::{DmOp, FakeChannels, STATE_INPROCESS, STATE_READY, Vcpu};
 use virtio_backend::{Operation, Owner, Record};
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::channel::Channel;
+use xen_virtio::door::{self, Door};
 use xen_virtio::logging::HeldBack;
 use xen_virtio::model::{Device, Grants, Model, Place};
 use xen_virtio::protocol::{Answer, Former, Order, Report, ReservedWindow, VERSION};
@@ -29,8 +31,12 @@ struct Running {
     domain: Domain,
     events: Arc<FakeChannels>,
     channel: Channel,
+    /// Where its door is.
+    runtime: TempDir,
     thread: JoinHandle<anyhow::Result<()>>,
 }
+
+const DOMID: u16 = 7;
 
 impl Running {
     fn start() -> Self {
@@ -45,9 +51,10 @@ impl Running {
         let (channel, there) = Channel::pair().unwrap();
         let (hypervisor, events, pages) = (domain.xen.hypervisor(), domain.xen.channels(), domain.clone());
         let here = Arc::clone(&events);
-        let held_back = HeldBack::default();
-        let thread = thread::spawn(move || worker::serve(there, hypervisor, here, pages, former, held_back));
-        Self { domain, events, channel, thread }
+        let runtime = tempfile::tempdir().unwrap();
+        let (door, held_back) = (Some(Door::make(runtime.path(), DOMID).unwrap()), HeldBack::default());
+        let thread = thread::spawn(move || worker::serve(there, hypervisor, here, pages, former, door, held_back));
+        Self { domain, events, channel, runtime, thread }
     }
 
     /// Stops as a process that is killed does, and leaves its guest behind. (Its threads are there still, and do nothing.)
@@ -88,10 +95,22 @@ impl Running {
     }
 
     fn answer(&self) -> Answer {
+        self.answer_with_descriptors().0
+    }
+
+    fn answer_with_descriptors(&self) -> (Answer, Vec<OwnedFd>) {
         let timeout = Timespec::try_from(PATIENCE).unwrap();
         let ready = poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], Some(&timeout)).unwrap();
         assert_eq!(ready, 1, "the worker says nothing");
-        self.channel.try_receive().unwrap().unwrap().0
+        self.channel.try_receive().unwrap().unwrap()
+    }
+
+    /// The same worker, after its broker has ended and the next one has knocked.
+    fn with_another_broker(self) -> Self {
+        let Self { domain, events, channel, runtime, thread } = self;
+        drop(channel);
+        let channel = door::knock(runtime.path(), DOMID).unwrap().expect("somebody lives there");
+        Self { domain, events, channel, runtime, thread }
     }
 
     fn attach(&self, number: u32, base: u64, descriptors: &[BorrowedFd<'_>]) -> Answer {
@@ -621,4 +640,46 @@ fn a_device_that_is_given_up_answers_and_says_that_it_is_broken() {
         next.order(&Order::Detach { id: disk_id(XVDA) }, &[]),
         Answer::Detached { id: disk_id(XVDA), used: true }
     );
+}
+
+#[test]
+fn a_worker_without_a_broker_hands_over_to_the_next_one_and_leaves_all_as_it_is() {
+    let worker = Running::start();
+    let (image, record) = (image(), Record::new().unwrap());
+    worker.attach_again(Grants::Never, XVDA, BASE_A, &[image.as_fd()], &record);
+    record.device().store(&"as it was left".to_owned()).unwrap();
+
+    let worker = worker.with_another_broker();
+    worker.tell(&Order::HandOver { version: VERSION });
+    let (answer, descriptors) = worker.answer_with_descriptors();
+    assert_eq!(answer, Answer::Holds { id: disk_id(XVDA) });
+    let [file, handed_over] = <[_; 2]>::try_from(descriptors).unwrap();
+    assert_eq!(fstat(file).unwrap().st_ino, fstat(&image).unwrap().st_ino);
+    let handed_over = Record::of(handed_over).unwrap();
+    assert_eq!(handed_over.device::<String>().load().unwrap().as_deref(), Some("as it was left"));
+    assert_eq!(worker.answer(), Answer::HandedOver);
+
+    worker.tell(&Order::Yield);
+    let Running { domain, thread, .. } = worker;
+    thread.join().unwrap().unwrap();
+    assert_eq!(domain.xen.servers().len(), 1, "the IOREQ server is left to the next");
+}
+
+#[test]
+fn a_worker_whose_next_broker_is_of_another_version_or_goes_again_serves_on() {
+    let worker = Running::start();
+    worker.attach(XVDA, BASE_A, &[image().as_fd()]);
+
+    let worker = worker.with_another_broker();
+    let refused = worker.order(&Order::HandOver { version: VERSION + 1 }, &[]);
+    assert!(matches!(refused, Answer::Unable { reason } if reason.contains("version")));
+
+    let worker = worker.with_another_broker();
+    worker.tell(&Order::HandOver { version: VERSION });
+    assert_eq!(worker.answer(), Answer::Holds { id: disk_id(XVDA) });
+
+    let worker = worker.with_another_broker();
+    assert_eq!(worker.report().devices.len(), 1);
+    worker.tell(&Order::Stop);
+    worker.thread.join().unwrap().unwrap();
 }

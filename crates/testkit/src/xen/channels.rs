@@ -31,6 +31,8 @@ pub(super) struct Queue {
     len: Option<usize>,
     overflowed: bool,
     interrupted: bool,
+    /// Somebody waits, and nothing has fired.
+    sleeps: bool,
     calls: Calls,
     failing_binds: VecDeque<Errno>,
     failing_notifies: VecDeque<Errno>,
@@ -116,20 +118,20 @@ impl FakeChannels {
     /// Closes the file, as the kernel does when the process is killed: Xen's ends stay, unbound, and
     /// can be bound again. Whoever still has this gets `EBADF`.
     pub fn close(&self) {
-        let mut state = self.xen.lock();
-        state.queues.remove(&self.id);
-        for channel in state.channels.values_mut() {
-            channel.bound = channel.bound.filter(|(queue, _)| *queue != self.id);
-        }
-        drop(state);
+        self.xen.lock().close(self.id);
         self.xen.to_backend.notify_all();
     }
 
-    /// As [`close`](Self::close), and whoever uses this never comes back from it: a process that is killed does nothing
-    /// more. Threads that this stops are lost to the test.
+    /// As [`close`](Self::close), once nothing fires and somebody waits; that one never comes back from it: a process that
+    /// is killed does nothing more. Threads that this stops are lost to the test.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
-        self.close();
+        let closed = self.xen.wait_for(|state| {
+            let sleeps = state.queues.get(&self.id).is_some_and(|queue| queue.sleeps && queue.fired.is_empty());
+            sleeps.then(|| state.close(self.id))
+        });
+        assert!(closed.is_some(), "nobody waits for events");
+        self.xen.to_backend.notify_all();
     }
 
     /// What is said of a closed file. The threads of a killed process end here.
@@ -172,6 +174,7 @@ impl EventChannels for FakeChannels {
     fn wait(&self, fired: &mut [LocalPort]) -> Result<Wake, XenError> {
         let mut state = self.xen.lock();
         while let Some(queue) = state.queues.get_mut(&self.id) {
+            queue.sleeps = false;
             if let Some(errno) = queue.failing_waits.pop_front() {
                 return Err(XenError::new(errno));
             }
@@ -189,6 +192,7 @@ impl EventChannels for FakeChannels {
                 }
                 return Ok(Wake::Fired(count));
             }
+            queue.sleeps = true;
             state = self.xen.to_backend.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
@@ -289,6 +293,14 @@ impl State {
         let port = self.new_port();
         self.channels.insert(port, Channel::default());
         port
+    }
+
+    /// An open file goes; Xen's ends stay, unbound.
+    fn close(&mut self, queue: u32) {
+        self.queues.remove(&queue);
+        for channel in self.channels.values_mut() {
+            channel.bound = channel.bound.filter(|(bound, _)| *bound != queue);
+        }
     }
 
     /// Xen signals: lost, if nobody is bound.

@@ -11,6 +11,7 @@ use virtio_backend::{Operation, Record};
 
 use super::ask::Outcome;
 use super::deaths::Deaths;
+use super::notes::Notes;
 use super::prepare::Prepared;
 use super::worker::Worker;
 use crate::config::GuestName;
@@ -39,6 +40,8 @@ pub struct Guest {
     pub follows: bool,
     /// The windows that this server has or is to have.
     pub windows: BTreeMap<DeviceId, Place>,
+    /// What a broker that follows would find of it.
+    pub noted: Option<Notes>,
     /// How its workers died.
     pub deaths: Deaths,
     /// When the next worker is to be started, if that has to wait.

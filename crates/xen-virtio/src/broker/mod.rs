@@ -11,9 +11,11 @@ mod edits;
 mod follow;
 pub mod guest;
 mod look;
+mod notes;
 pub mod prepare;
 mod serving;
 pub mod spawn;
+mod takeover;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -115,6 +117,7 @@ impl<S: Spawner> Broker<S> {
         let guests = BTreeMap::new();
         let mut broker = Self { toolstack, spawner, settings, guests, prepared, heard, cleared };
         let mut edits = Edits::of(&broker.settings.directories.configurations);
+        broker.take_over_all().await;
         broker.look_at_once().await;
         ready();
         loop {
@@ -174,7 +177,9 @@ impl<S: Spawner> Broker<S> {
         self.say_followed(domid);
         if self.guests.get(&domid).is_some_and(|guest| guest.lifecycle.is_over()) {
             self.guests.remove(&domid);
+            self.forget(domid);
         }
+        self.note(domid);
     }
 
     /// Does it; what comes of it at once is an event, too.
@@ -318,7 +323,7 @@ impl<S: Spawner> Broker<S> {
             }
             Heard::Answer(Answer::Created { server }) => {
                 guest.server = Some(server);
-                return;
+                return self.note(domid);
             }
             Heard::Answer(Answer::Unable { reason }) => {
                 guest.unable(reason);
@@ -332,6 +337,8 @@ impl<S: Spawner> Broker<S> {
                 Event::DomainGone
             }
             Heard::Answer(Answer::Operated { id, outcome }) => return guest.pass_outcome_on(id, outcome),
+            // Nobody asked for that.
+            Heard::Answer(Answer::Holds { .. } | Answer::HandedOver) => return,
             Heard::Answer(Answer::Attached { id }) => Event::Attached(id),
             Heard::Answer(Answer::Refused { id, reason }) => Event::Refused(id, reason),
             Heard::Answer(Answer::Detached { id, used }) => {

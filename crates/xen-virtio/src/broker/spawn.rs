@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use xen_ioctls::{DeviceModel, DomId, EventChannels, Gntdev, Kind, Privcmd};
 use super::worker::{Spawned, Spawner};
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
+use crate::door::Door;
 use crate::protocol::{Former, Order, VERSION};
 
 /// What this process runs, even if the file has been replaced since.
@@ -25,20 +27,24 @@ const OWN_BINARY: &str = "/proc/self/exe";
 /// Starts workers of this binary.
 pub struct OwnBinary {
     log: String,
+    /// Where workers' doors are.
+    runtime: PathBuf,
     /// The operator knows that this kernel cannot restrict.
     warned: Cell<bool>,
 }
 
 impl OwnBinary {
-    /// Workers log what `log` lets through.
-    pub fn new(log: &str) -> Self {
-        Self { log: log.to_owned(), warned: Cell::new(false) }
+    /// Workers log what `log` lets through, and have their doors in `runtime`.
+    pub fn new(log: &str, runtime: &Path) -> Self {
+        Self { log: log.to_owned(), runtime: runtime.to_owned(), warned: Cell::new(false) }
     }
 }
 
 impl Spawner for OwnBinary {
     fn spawn(&self, domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
-        let devices = self.open_xen(domid)?;
+        let [privcmd, evtchn] = self.open_xen(domid)?;
+        let door = Door::make(&self.runtime, domid)
+            .with_context(|| format!("Cannot make the socket of a worker in {}", self.runtime.display()))?;
         let (here, there) = Channel::pair().context("Cannot make a socket for a worker")?;
         let child = Command::new(OWN_BINARY)
             .arg0(env!("CARGO_PKG_NAME"))
@@ -50,7 +56,7 @@ impl Spawner for OwnBinary {
             .stdout(Stdio::null())
             .spawn()
             .context("Cannot start a worker process")?;
-        here.send(&Order::Start { version: VERSION, domid, former }, &devices.each_ref().map(AsFd::as_fd))
+        here.send(&Order::Start { version: VERSION, domid, former }, &[privcmd.as_fd(), evtchn.as_fd(), door.as_fd()])
             .context("Cannot tell a new worker whom to serve")?;
         let (kill, killed) = oneshot::channel();
         Ok(Spawned { channel: here, kill, ended: Box::pin(end_of(child, killed)) })

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{Channel, ChannelError, Received};
 use crate::protocol::{Answer, Former, Order};
 
 /// Makes workers, and opens what they need of Xen.
@@ -110,8 +110,8 @@ impl Ear {
             tokio::select! {
                 how = &mut ended => return self.pass_end_on(how).await,
                 why = killed.recv() => break why.unwrap_or("it was ended with the broker"),
-                received = self.receive(), if is_open => match received {
-                    Ok(Some(answer)) => self.pass_on(Heard::Answer(answer)).await,
+                received = receive(&self.channel), if is_open => match received {
+                    Ok(Some((answer, _))) => self.pass_on(Heard::Answer(answer)).await,
                     // It has closed its end; what counts is that of its process.
                     Ok(None) => is_open = false,
                     Err(error) => {
@@ -136,19 +136,20 @@ impl Ear {
         self.pass_on(Heard::Ended(how)).await;
     }
 
-    async fn receive(&self) -> Result<Option<Answer>, ChannelError> {
-        loop {
-            let mut ready = self.channel.readable().await?;
-            match self.channel.get_ref().try_receive() {
-                Err(ChannelError::Io(error)) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
-                received => return Ok(received?.map(|(answer, _)| answer)),
-            }
-        }
-    }
-
     async fn pass_on(&self, heard: Heard) {
         // No receiver means that the broker has ended.
         let _ = self.heard.send((self.domid, heard)).await;
+    }
+}
+
+/// Waits for what a worker says; `None`: it has closed its end.
+pub(super) async fn receive(channel: &AsyncFd<Channel>) -> Result<Option<Received<Answer>>, ChannelError> {
+    loop {
+        let mut ready = channel.readable().await?;
+        match channel.get_ref().try_receive() {
+            Err(ChannelError::Io(error)) if error.kind() == ErrorKind::WouldBlock => ready.clear_ready(),
+            received => return received,
+        }
     }
 }
 
@@ -157,6 +158,6 @@ impl Ear {
     reason = "deprecated for types that may change or close their descriptor, which a Channel cannot; its replacement \
               is unsafe, and this crate has no unsafe code"
 )]
-fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
+pub(super) fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
     AsyncFd::new(channel)
 }

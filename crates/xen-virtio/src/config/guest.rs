@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use virtio_backend::Kind;
 use virtio_disk::Disk;
 
@@ -34,7 +35,8 @@ pub struct GuestConfig {
 }
 
 /// How the toolstack names a guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestName {
     /// `name=` of its xl configuration.
     pub name: Option<String>,

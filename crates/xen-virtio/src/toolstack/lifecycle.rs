@@ -73,6 +73,12 @@ enum Worker {
 }
 
 impl Lifecycle {
+    /// Of a guest that a former broker served. Its worker is to have [died](Event::WorkerDied).
+    #[must_use]
+    pub fn inherited(devices: impl IntoIterator<Item = (DeviceId, Stage)>) -> Self {
+        Self { devices: devices.into_iter().collect(), worker: Worker::Running }
+    }
+
     /// What to do now that this happened.
     #[must_use]
     pub fn handle(&mut self, event: Event) -> Vec<Action> {

@@ -4,7 +4,7 @@
 //! already opened and already restricted to its guest. Its main thread obeys the broker and does the errands that other
 //! threads leave; the pump serves the guest's accesses and lanes do its I/O, so that nothing here delays the guest.
 //!
-//! If the broker dies the worker goes on serving, and ends when its guest has. If its own code panics it aborts: the
+//! If the broker dies the worker goes on serving, until its guest ends or the next broker comes, to which it hands over. If its own code panics it aborts: the
 //! IOREQ server stays, as it was, with Xen, and so do the records of its devices with the broker. The broker then starts
 //! another worker, which goes on with both.
 
@@ -27,6 +27,7 @@ use ioreq::{EventChannels, Hypervisor};
 
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
+use crate::door::Door;
 use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
 use crate::process::{allow_descriptors, survive_file_size_limit};
@@ -49,13 +50,14 @@ pub fn run() -> Result<(), Failure> {
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
-        let (xen, former, held_back) = begin(&channel)?;
-        serve(channel, xen.hypervisor, xen.events, xen.pages, former, held_back)
+        let Beginning { xen, former, door, held_back } = begin(&channel)?;
+        serve(channel, xen.hypervisor, xen.events, xen.pages, former, Some(door), held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
 }
 
-/// Serves the guest that these are of, by orders from `channel`; from where a worker before left it, if one did.
+/// Serves the guest that these are of, by orders from `channel`; from where a worker before left it, if one did. Should the
+/// broker die, the next one comes by `door`.
 ///
 /// # Errors
 /// It cannot be served, of which the broker has been told; or something of it is left behind at the end.
@@ -65,6 +67,7 @@ pub fn serve(
     events: Arc<dyn EventChannels>,
     pages: impl GuestPages,
     former: Option<Former>,
+    door: Option<Door>,
     held_back: HeldBack,
 ) -> anyhow::Result<()> {
     // If the broker is gone as well, the log has what there is to say.
@@ -77,10 +80,18 @@ pub fn serve(
         return Ok(());
     };
     channel.send(&Answer::Started { version: VERSION }, &[])?;
-    Service::new(guest, errands, held_back).run(channel)
+    Service::new(guest, errands, door, held_back).run(channel)
 }
 
-fn begin(channel: &Channel) -> anyhow::Result<(Xen, Option<Former>, HeldBack)> {
+/// What a worker begins with.
+struct Beginning {
+    xen: Xen,
+    former: Option<Former>,
+    door: Door,
+    held_back: HeldBack,
+}
+
+fn begin(channel: &Channel) -> anyhow::Result<Beginning> {
     let first = orders::receive(channel).context("This command is for `xen-virtio serve` to start")?;
     let Some((Order::Start { version, domid, former }, descriptors)) = first else {
         bail!("The broker did not begin with whom to serve");
@@ -90,6 +101,6 @@ fn begin(channel: &Channel) -> anyhow::Result<(Xen, Option<Former>, HeldBack)> {
     if version != VERSION {
         bail!("The broker speaks version {version} and this worker {VERSION}; restart xen-virtio");
     }
-    let [privcmd, evtchn] = <[_; 2]>::try_from(descriptors).ok().context("The broker sent no Xen devices")?;
-    Ok((Xen::new(domid, privcmd, evtchn)?, former, held_back))
+    let [privcmd, evtchn, door] = <[_; 3]>::try_from(descriptors).ok().context("The broker sent no Xen devices")?;
+    Ok(Beginning { xen: Xen::new(domid, privcmd, evtchn)?, former, door: door.into(), held_back })
 }

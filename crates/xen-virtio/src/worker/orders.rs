@@ -1,7 +1,9 @@
 //! The worker's main thread: what the broker orders, and what other threads leave to do.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,9 +14,10 @@ use virtio_backend::Record;
 use super::errands::Errands;
 use super::wiring::Guest;
 use crate::channel::{Channel, ChannelError, Received};
+use crate::door::Door;
 use crate::logging::HeldBack;
 use crate::model::{Device, DeviceId, Grants, Place};
-use crate::protocol::{Answer, Counter, Order};
+use crate::protocol::{Answer, Counter, Order, VERSION};
 
 /// From the first invalidation to unmapping what went stale: a guest that balloons invalidates thousands of times in a
 /// row, and the lanes map again what they need after each time.
@@ -27,6 +30,10 @@ pub(super) struct Service {
     guest: Guest,
     errands: Errands,
     held_back: HeldBack,
+    /// Where the next broker comes.
+    door: Option<Door>,
+    /// What came with each device, to be handed over to the next broker.
+    kept: BTreeMap<DeviceId, Vec<OwnedFd>>,
     /// When to unmap what went stale.
     unmap_at: Option<Instant>,
 }
@@ -36,25 +43,37 @@ pub(super) struct Service {
 enum Next {
     Serve,
     Stop,
+    Yield,
 }
 
 impl Service {
     /// Serves `guest`, whose errands and held back log lines these are.
-    pub(super) fn new(guest: Guest, errands: Errands, held_back: HeldBack) -> Self {
-        Self { guest, errands, held_back, unmap_at: None }
+    pub(super) fn new(guest: Guest, errands: Errands, door: Option<Door>, held_back: HeldBack) -> Self {
+        Self { guest, errands, held_back, door, kept: BTreeMap::new(), unmap_at: None }
     }
 
-    /// Serves until told to stop, or, should the broker die, until nobody needs it.
+    /// Serves until told to stop, or to yield; or, should the broker die and none come after it, until nobody needs it.
     ///
     /// # Errors
     /// The system does not let it wait, or a vCPU still waits in the IOREQ server at the end.
-    pub(super) fn run(mut self, channel: Channel) -> anyhow::Result<()> {
-        if self.obey_all(&channel)? == Next::Serve {
-            drop(channel);
-            tracing::warn!(name: "worker.orphan", "The broker is gone; serving the guest until it ends");
-            self.serve_as_orphan()?;
+    pub(super) fn run(mut self, mut channel: Channel) -> anyhow::Result<()> {
+        loop {
+            match self.obey_all(&channel)? {
+                Next::Stop => return self.guest.stop(),
+                Next::Yield => {
+                    tracing::info!(name: "worker.yields", "Another worker takes this one's place");
+                    // What would be dropped is taken from under a running guest; the end of the process leaves it.
+                    mem::forget(self);
+                    return Ok(());
+                }
+                Next::Serve => {}
+            }
+            tracing::warn!(name: "worker.orphan", "The broker is gone; serving the guest until it ends, or the next one comes");
+            match self.serve_as_orphan()? {
+                Some(next) => channel = next,
+                None => return self.guest.stop(),
+            }
         }
-        self.guest.stop()
     }
 
     /// `Next::Serve`: there is no broker any more.
@@ -64,8 +83,9 @@ impl Service {
             self.do_errands(Some(channel));
             match channel.try_receive() {
                 Ok(Some((order, descriptors))) => {
-                    if self.obey(channel, order, descriptors) == Next::Stop {
-                        return Ok(Next::Stop);
+                    let next = self.obey(channel, order, descriptors);
+                    if next != Next::Serve {
+                        return Ok(next);
                     }
                 }
                 Ok(None) => return Ok(Next::Serve),
@@ -78,15 +98,21 @@ impl Service {
         }
     }
 
-    fn serve_as_orphan(&mut self) -> anyhow::Result<()> {
+    /// Gives the way to the next broker; none if there is nobody to serve any more.
+    fn serve_as_orphan(&mut self) -> anyhow::Result<Option<Channel>> {
         while !self.guest.is_idle() && self.guest.is_alive() {
             self.wait(None, Some(ORPHAN_LOOK))?;
             self.do_errands(None);
+            if let Some(door) = &self.door
+                && let Some(next) = door.open().context("Cannot open the door to the next broker")?
+            {
+                return Ok(Some(next));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Sleeps until there is something to do.
+    /// Sleeps until there is something to do. Without a channel that may be a broker who knocks.
     fn wait(&self, channel: Option<&Channel>, at_most: Option<Duration>) -> anyhow::Result<()> {
         let until_unmap = self.unmap_at.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = [until_unmap, at_most].into_iter().flatten().min();
@@ -94,6 +120,8 @@ impl Service {
         let bell = self.errands.as_fd();
         let mut sources = vec![PollFd::new(&bell, PollFlags::IN)];
         sources.extend(channel.map(|channel| PollFd::new(channel, PollFlags::IN)));
+        let door = self.door.iter().filter(|_| channel.is_none());
+        sources.extend(door.map(|door| PollFd::new(door, PollFlags::IN)));
         match poll(&mut sources, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno).context("Cannot wait for orders"),
@@ -104,6 +132,7 @@ impl Service {
         self.errands.silence();
         for id in self.errands.take_at_rest() {
             let used = self.guest.remove(id);
+            self.kept.remove(&id);
             if let Some(channel) = channel {
                 say(channel, &Answer::Detached { id, used });
             }
@@ -151,16 +180,34 @@ impl Service {
                 report.counters.push(Counter::new("log_lines_held_back", self.held_back.count()));
                 say(channel, &Answer::Report(report));
             }
+            Order::HandOver { version } => self.hand_over(channel, version),
+            Order::Yield => return Next::Yield,
             Order::Stop => return Next::Stop,
         }
         Next::Serve
     }
 
     fn give_up(&mut self, id: DeviceId, place: Place, descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
-        self.guest.give_up(id, place, &record(descriptors.into_iter().next())?)
+        let copies = copies(&descriptors)?;
+        self.guest.give_up(id, place, &record(descriptors.into_iter().next())?)?;
+        self.kept.insert(id, copies);
+        Ok(())
+    }
+
+    fn hand_over(&self, channel: &Channel, version: u32) {
+        if version != VERSION {
+            let reason = format!("It speaks version {VERSION}, and the new xen-virtio {version}");
+            return say(channel, &Answer::Unable { reason });
+        }
+        for (id, descriptors) in &self.kept {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            say_with(channel, &Answer::Holds { id: *id }, &descriptors);
+        }
+        say(channel, &Answer::HandedOver);
     }
 
     fn attach(&mut self, device: &Device, mut descriptors: Vec<OwnedFd>) -> anyhow::Result<()> {
+        let copies = copies(&descriptors)?;
         let record = record(descriptors.pop())?;
         let gntdev = match device.grants {
             Grants::Never => None,
@@ -168,8 +215,15 @@ impl Service {
                 Some(descriptors.pop().context("No way to the guest's grants came along")?)
             }
         };
-        self.guest.attach(device, device.model.make(descriptors)?, gntdev, record)
+        self.guest.attach(device, device.model.make(descriptors)?, gntdev, record)?;
+        self.kept.insert(device.id, copies);
+        Ok(())
     }
+}
+
+fn copies(descriptors: &[OwnedFd]) -> anyhow::Result<Vec<OwnedFd>> {
+    let copies = descriptors.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>();
+    copies.context("Cannot keep a device's descriptors for who comes next")
 }
 
 fn record(descriptor: Option<OwnedFd>) -> anyhow::Result<Record> {
@@ -192,7 +246,11 @@ pub(super) fn receive(channel: &Channel) -> anyhow::Result<Option<Received<Order
 
 /// A broker that does not listen is about to be replaced, and the next one asks.
 fn say(channel: &Channel, answer: &Answer) {
-    if let Err(error) = channel.send(answer, &[]) {
+    say_with(channel, answer, &[]);
+}
+
+fn say_with(channel: &Channel, answer: &Answer, descriptors: &[BorrowedFd<'_>]) {
+    if let Err(error) = channel.send(answer, descriptors) {
         tracing::warn!(name: "worker.unheard", %error, "The broker does not listen");
     }
 }

@@ -82,17 +82,36 @@ impl Rig {
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let xenstored = Xenstored::start_for(domid, directory.path().join("xenstored")).unwrap();
-        let (requests, for_broker) = mpsc::channel(8);
+        let (requests, _) = mpsc::channel(1);
         let mut rig = Self { xenstored, directory, requests, domid, broker: None };
         before(&rig);
-        let socket = rig.xenstored.socket().to_owned();
-        let here = rig.directory.path();
+        rig.start_broker(spawner, patience, only);
+        rig
+    }
+
+    fn start_broker(&mut self, spawner: impl Spawner + Send + 'static, patience: Duration, only: Option<u32>) {
+        let (requests, for_broker) = mpsc::channel(8);
+        let socket = self.xenstored.socket().to_owned();
+        let here = self.directory.path();
         let directories = Directories { configurations: here.to_owned(), runtime: here.to_owned() };
         let settings = Settings { directories, only, closing_patience: patience, deaths_per_minute: DEATHS_PER_MINUTE };
         let (ready, is_ready) = std_mpsc::channel();
-        rig.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
+        self.requests = requests;
+        self.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
         is_ready.recv_timeout(PATIENCE).expect("the broker gets ready");
-        rig
+    }
+
+    /// Ends the broker, and leaves its workers to themselves.
+    pub fn stop_broker(&mut self) {
+        self.request(Request::Stop);
+        self.broker.take().unwrap().join().unwrap();
+    }
+
+    /// Starts another broker in the place of one that has ended. Gives its workers.
+    pub fn start_another(&mut self) -> Workers {
+        let (spawner, workers) = workers();
+        self.start_broker(spawner, CLOSING_PATIENCE, None);
+        workers
     }
 
     pub fn start() -> (Self, Workers) {

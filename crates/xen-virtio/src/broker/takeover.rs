@@ -1,0 +1,147 @@
+//! Guests whose workers a former broker started: going on with them.
+//!
+//! A worker outlives its broker, and waits behind its [door](crate::door) for the next one. That one does not keep it: it
+//! has the worker hand over all it holds, ends it, and starts one of its own, as it does where a worker has died. So there is
+//! one way to bring a guest's devices back, whatever has ended before, and a new broker brings its own binary to all of
+//! them: that is how a running system is upgraded.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+use virtio_backend::Record;
+
+use super::Broker;
+use super::guest::{Guest, Served};
+use super::notes::{self, Notes};
+use super::worker::{Spawner, receive, register};
+use crate::channel::Channel;
+use crate::door;
+use crate::model::{Device, DeviceId};
+use crate::protocol::{Answer, Order, VERSION};
+use crate::toolstack::events::Event;
+use crate::toolstack::lifecycle::{Lifecycle, Stage};
+
+/// How long a worker may take to hand over, and to end; it needs milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More than any guest has windows for.
+const DEVICES_MAX: usize = 256;
+
+impl<S: Spawner> Broker<S> {
+    /// Goes on with the guests of a former broker, before anything of them is looked at.
+    pub(super) async fn take_over_all(&mut self) {
+        let runtime = self.settings.directories.runtime.clone();
+        let noted = Notes::read_all(&runtime).unwrap_or_else(|error| {
+            tracing::error!(name: "broker.no_notes", %error, "Cannot read what a former xen-virtio has noted");
+            Vec::new()
+        });
+        for (domid, notes) in noted {
+            let taken = match notes {
+                Ok(notes) => take_over(&runtime, domid, notes).await,
+                Err(error) => Err(error),
+            };
+            match taken {
+                Ok(Some(guest)) => {
+                    let name = guest.names.name.clone();
+                    tracing::info!(name: "broker.takes_over", domid, guest = name, "Going on with a guest of a former xen-virtio");
+                    self.guests.insert(domid, guest);
+                    self.happened(domid, Event::WorkerDied("it yielded to a new xen-virtio".to_owned())).await;
+                }
+                Ok(None) => self.forget(domid),
+                Err(error) => tracing::error!(name: "broker.left_alone", domid, error = format!("{error:#}"),
+                    "The worker of a former xen-virtio does not hand its guest over, and serves it until it ends"),
+            }
+        }
+    }
+
+    /// Notes what a broker that follows must know of a guest, if that has changed.
+    pub(super) fn note(&mut self, domid: u16) {
+        let Some(guest) = self.guests.get_mut(&domid) else { return };
+        let notes = Notes::of(guest);
+        if notes == guest.noted {
+            return;
+        }
+        guest.noted.clone_from(&notes);
+        match notes {
+            None => self.forget(domid),
+            Some(notes) => {
+                if let Err(error) = notes.write(&self.settings.directories.runtime, domid) {
+                    tracing::error!(name: "broker.unnoted", domid, %error,
+                        "If xen-virtio ends now, the next one cannot go on with this guest");
+                }
+            }
+        }
+    }
+
+    /// There is nothing of a guest that a broker could go on with.
+    pub(super) fn forget(&self, domid: u16) {
+        if let Err(error) = notes::forget(&self.settings.directories.runtime, domid) {
+            tracing::warn!(name: "broker.unforgotten", domid, %error, "What was noted of a guest stays behind");
+        }
+    }
+}
+
+/// Has the worker of a guest hand over what it holds, and end. `None`: it has ended already.
+///
+/// # Errors
+/// It is not willing, or does not end. Unless it was told to, it goes on serving.
+async fn take_over(runtime: &Path, domid: u16, notes: Notes) -> anyhow::Result<Option<Guest>> {
+    let Some(channel) = door::knock(runtime, domid).context("Its worker cannot be reached")? else {
+        return Ok(None);
+    };
+    let channel = register(channel)?;
+    let held = timeout(PATIENCE, hand_over(&channel)).await.context("Its worker does not answer")??;
+    let guest = inherit(notes, held)?;
+    channel.get_ref().send(&Order::Yield, &[]).context("Its worker cannot be told to end")?;
+    // The kernel closes a process's descriptors when all of its threads have let go of their memory.
+    match timeout(PATIENCE, receive(&channel)).await.context("Its worker does not end")?? {
+        None => Ok(Some(guest)),
+        Some((answer, _)) => bail!("Its worker says {answer:?} instead of ending"),
+    }
+}
+
+async fn hand_over(channel: &AsyncFd<Channel>) -> anyhow::Result<BTreeMap<DeviceId, Vec<OwnedFd>>> {
+    channel.get_ref().send(&Order::HandOver { version: VERSION }, &[])?;
+    let mut held = BTreeMap::new();
+    while held.len() <= DEVICES_MAX {
+        match receive(channel).await?.context("It has ended meanwhile")? {
+            (Answer::Holds { id }, descriptors) => drop(held.insert(id, descriptors)),
+            (Answer::HandedOver, _) => return Ok(held),
+            (Answer::Unable { reason }, _) => bail!(reason),
+            // What it had to say to the former broker is not said any more; what it says now is asked for again.
+            _ => {}
+        }
+    }
+    bail!("Its worker has more devices than there can be")
+}
+
+/// What the former broker noted, with what the worker holds. A device that it was to be given and was not is new: what asks
+/// for it will be seen.
+fn inherit(notes: Notes, mut held: BTreeMap<DeviceId, Vec<OwnedFd>>) -> anyhow::Result<Guest> {
+    let Notes { version: _, names, server, windows, devices, given_up, vacant } = notes;
+    let mut stages: Vec<_> = vacant.into_iter().map(|id| (id, Stage::Vacant)).collect();
+    let mut inherited = BTreeMap::new();
+    for device in devices {
+        let Some(descriptors) = held.remove(&device.id) else { continue };
+        let stage = if given_up.contains(&device.id) { Stage::GivenUp } else { Stage::Serving };
+        stages.push((device.id, stage));
+        inherited.insert(device.id, served(device, descriptors)?);
+    }
+    Ok(Guest {
+        names,
+        lifecycle: Lifecycle::inherited(stages),
+        devices: inherited,
+        server: Some(server),
+        windows: windows.into_iter().map(|window| (window.id, window.place)).collect(),
+        ..Guest::default()
+    })
+}
+
+fn served(device: Device, mut descriptors: Vec<OwnedFd>) -> anyhow::Result<Served> {
+    let record = descriptors.pop().with_context(|| format!("There is no record of {}", device.name))?;
+    Ok(Served { device, descriptors, record: Record::of(record)? })
+}

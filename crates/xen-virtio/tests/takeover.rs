@@ -1,0 +1,215 @@
+//! A broker that finds guests of a former one: their workers, played by the test, hand them over.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+mod rig;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+
+use rig::{PATIENCE, Rig, SERVER, TestWorker, Workers, XVDA, XVDB, wait_until};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
+use tokio::sync::oneshot;
+use virtio_backend::Record;
+use xen_virtio::broker::Request;
+use xen_virtio::broker::guest::GuestView;
+use xen_virtio::channel::Channel;
+use xen_virtio::door::Door;
+use xen_virtio::model::{Device, DeviceId};
+use xen_virtio::protocol::{Answer, Former, Order, ReservedWindow, VERSION};
+
+const DOMID: u16 = 5;
+
+/// A disk that is served, and what its worker was given.
+fn serve(rig: &Rig, worker: Option<TestWorker>, workers: &Workers, number: u32) -> (TestWorker, Device, Vec<OwnedFd>) {
+    rig.create_disk(DOMID, number, &rig.image(&format!("{number}.img"), 1 << 20));
+    let worker = worker.unwrap_or_else(|| workers.next());
+    let (device, descriptors) = given(&worker);
+    worker.say(&Answer::Attached { id: device.id });
+    rig.wait_for_state(DOMID, number, "2");
+    (worker, device, descriptors)
+}
+
+/// What a worker is told to serve, and all that comes along, the record at last.
+fn given(worker: &TestWorker) -> (Device, Vec<OwnedFd>) {
+    let (device, mut descriptors, record) = worker.told_to_attach_with_record();
+    descriptors.push(record.as_fd().try_clone_to_owned().unwrap());
+    (device, descriptors)
+}
+
+/// What a worker does at its door, beginning with who comes; ends with the worker.
+fn behind(door: Door, live: impl FnOnce(Channel) + Send + 'static) -> JoinHandle<()> {
+    thread::spawn(move || {
+        wait_for(&door);
+        live(door.open().unwrap().unwrap());
+    })
+}
+
+fn wait_for(source: &impl AsFd) {
+    let patience = Timespec::try_from(PATIENCE).unwrap();
+    let ready = poll(&mut [PollFd::new(source, PollFlags::IN)], Some(&patience)).unwrap();
+    assert_eq!(ready, 1, "waited in vain");
+}
+
+fn order(channel: &Channel) -> Option<Order> {
+    wait_for(channel);
+    channel.try_receive().unwrap().map(|(order, _)| order)
+}
+
+/// A worker that hands over what it holds, and yields.
+fn willing(held: Vec<(DeviceId, Vec<OwnedFd>)>) -> impl FnOnce(Channel) + Send + 'static {
+    move |channel| {
+        assert_eq!(order(&channel), Some(Order::HandOver { version: VERSION }));
+        for (id, descriptors) in held {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            channel.send(&Answer::Holds { id }, &descriptors).unwrap();
+        }
+        channel.send(&Answer::HandedOver, &[]).unwrap();
+        assert_eq!(order(&channel), Some(Order::Yield));
+    }
+}
+
+fn door(rig: &Rig) -> Door {
+    Door::make(rig.directory.path(), DOMID).unwrap()
+}
+
+fn view(rig: &Rig) -> GuestView {
+    let (reply, views) = oneshot::channel();
+    rig.request(Request::List(reply));
+    views.blocking_recv().unwrap().remove(0).0
+}
+
+fn stages(rig: &Rig) -> Vec<&'static str> {
+    view(rig).devices.iter().map(|device| device.stage).collect()
+}
+
+fn inodes(descriptors: &[OwnedFd]) -> Vec<u64> {
+    descriptors.iter().map(|descriptor| fstat(descriptor).unwrap().st_ino).collect()
+}
+
+#[test]
+fn a_new_broker_goes_on_with_a_guest_by_what_the_former_one_noted_and_its_worker_holds() {
+    let (mut rig, workers) = Rig::start();
+    let (worker, first, first_given) = serve(&rig, None, &workers, XVDA);
+    let (_worker, second, second_given) = serve(&rig, Some(worker), &workers, XVDB);
+    let note = Record::of(first_given.last().unwrap().try_clone().unwrap()).unwrap().device();
+    note.store(&"as it was left".to_owned()).unwrap();
+    let all_given = [inodes(&first_given), inodes(&second_given)];
+    let former = behind(door(&rig), willing(vec![(first.id, first_given), (second.id, second_given)]));
+
+    rig.stop_broker();
+    let workers = rig.start_another();
+    former.join().unwrap();
+
+    let next = workers.next();
+    let windows = [&first, &second].map(|device| ReservedWindow { id: device.id, place: device.place }).to_vec();
+    assert_eq!(next.former, Some(Former { server: SERVER, windows }));
+    for (device, its_own) in [&first, &second].into_iter().zip(all_given) {
+        let (again, given_again) = given(&next);
+        assert_eq!((&again, inodes(&given_again)), (device, its_own));
+        next.say(&Answer::Attached { id: device.id });
+    }
+    wait_until(|| stages(&rig) == ["serving", "serving"]);
+    assert_eq!((rig.state(DOMID, XVDA).as_deref(), rig.state(DOMID, XVDB).as_deref()), (Some("2"), Some("2")));
+
+    rig.close_disk(DOMID, XVDA);
+    next.detach(XVDA);
+    rig.close_disk(DOMID, XVDB);
+    next.detach(XVDB);
+    next.stop();
+    rig.wait_for_state(DOMID, XVDB, "6");
+    wait_until(|| rig.directory.path().join("workers").read_dir().unwrap().next().is_none());
+}
+
+#[test]
+fn what_the_toolstack_asked_for_meanwhile_is_done() {
+    let (mut rig, workers) = Rig::start();
+    let (worker, device, given) = serve(&rig, None, &workers, XVDA);
+    let former = behind(door(&rig), move |channel| {
+        willing(vec![(device.id, given)])(channel);
+        drop(worker);
+    });
+    rig.stop_broker();
+    rig.close_disk(DOMID, XVDA);
+
+    let workers = rig.start_another();
+    former.join().unwrap();
+
+    let next = workers.next();
+    next.told_to_attach();
+    next.say(&Answer::Attached { id: device.id });
+    next.detach(XVDA);
+    next.stop();
+    rig.wait_for_state(DOMID, XVDA, "6");
+}
+
+#[test]
+fn a_worker_that_is_not_willing_goes_on_and_its_guest_is_left_to_it() {
+    let (mut rig, workers) = Rig::start();
+    let (_worker, _, _) = serve(&rig, None, &workers, XVDA);
+    let former = behind(door(&rig), |channel| {
+        order(&channel).unwrap();
+        channel.send(&Answer::Unable { reason: "of another version".into() }, &[]).unwrap();
+        assert_eq!(order(&channel), None, "it is not told to end");
+    });
+
+    rig.stop_broker();
+    let workers = rig.start_another();
+    former.join().unwrap();
+
+    assert_eq!(stages(&rig), ["left to a former worker"]);
+    assert!(workers.none());
+}
+
+#[test]
+fn a_worker_that_hands_over_something_else_than_a_record_keeps_its_guest() {
+    let (mut rig, workers) = Rig::start();
+    let (_worker, device, mut given) = serve(&rig, None, &workers, XVDA);
+    given.pop();
+    let former = behind(door(&rig), move |channel| {
+        order(&channel).unwrap();
+        let descriptors: Vec<_> = given.iter().map(AsFd::as_fd).collect();
+        channel.send(&Answer::Holds { id: device.id }, &descriptors).unwrap();
+        channel.send(&Answer::HandedOver, &[]).unwrap();
+        assert_eq!(order(&channel), None, "it is not told to end");
+    });
+
+    rig.stop_broker();
+    let workers = rig.start_another();
+    former.join().unwrap();
+
+    assert_eq!(stages(&rig), ["left to a former worker"]);
+    assert!(workers.none());
+}
+
+#[test]
+fn where_the_worker_has_ended_as_well_nothing_is_taken_for_granted() {
+    let (mut rig, workers) = Rig::start();
+    let (worker, _, _) = serve(&rig, None, &workers, XVDA);
+    drop(door(&rig));
+    let notes = rig.directory.path().join("workers/5.json");
+    assert!(notes.exists());
+    rig.stop_broker();
+    drop(worker);
+
+    let workers = rig.start_another();
+
+    assert_eq!(stages(&rig), ["left to a former worker"]);
+    assert!(workers.none() && !notes.exists());
+}
+
+#[test]
+fn notes_that_cannot_be_read_cost_their_guest_only() {
+    let (mut rig, workers) = Rig::start();
+    let (_worker, _, _) = serve(&rig, None, &workers, XVDA);
+    rig.stop_broker();
+    for (domid, text) in [(5, "{\"version\": 4000}"), (6, "{"), (7, "")] {
+        std::fs::write(rig.directory.path().join(format!("workers/{domid}.json")), text).unwrap();
+    }
+
+    let workers = rig.start_another();
+
+    assert_eq!(stages(&rig), ["left to a former worker"]);
+    assert!(workers.none());
+}
