@@ -216,7 +216,7 @@ mod tests {
         let too_many = [file.as_fd(); DESCRIPTORS_MAX + 1];
 
         assert!(matches!(here.send(&note(""), &too_many), Err(ChannelError::TooLong)));
-        let mut space = [MaybeUninit::uninit(); 256];
+        let mut space = [MaybeUninit::uninit(); 2 * ANCILLARY_SPACE];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&too_many)));
         let message = [IoSlice::new(br#"{"text":""}"#)];

@@ -74,13 +74,15 @@ impl<S: Spawner> Broker<S> {
         }
     }
 
-    /// Says that all is well again, once it is.
+    /// Says that all is well again, once it is; a guest that ended meanwhile waits for nothing.
     pub(super) fn say_followed(&mut self, domid: u16) {
         let Some(guest) = self.guests.get_mut(&domid).filter(|guest| !guest.lifecycle.is_following()) else { return };
-        if let Some((waited, how)) = guest.deaths.end_waiting(Instant::now()) {
+        if let Some((waited, how)) = guest.deaths.end_waiting(Instant::now())
+            && guest.worker.is_some()
+        {
             let (milliseconds, restarts) = (waited.as_millis(), guest.deaths.followed());
             tracing::warn!(name: "broker.worker_restarted", domid, guest = guest.names.name, how, milliseconds, restarts,
-                "The worker of a guest died, and another has taken its place; the guest has lost nothing");
+                "The worker of a guest died, and another has taken its place");
         }
     }
 }
