@@ -14,7 +14,7 @@ SECONDS ?= 600
 KILLS ?= 100000
 STATES ?= 20000
 CYCLES ?= 200
-WORKER_KILLS ?= 100
+WORKER_KILLS ?= 1000
 SEED ?= 1
 # What `make bench-lab` compares with: a revision as git names it.
 BASE ?=

@@ -1,10 +1,10 @@
 # A guest's worker is killed again and again, at random moments, while the guest verifies two disks,
 # pings and prints. Another one follows each time, and the guest sees neither an error nor an end:
-# only I/O that takes longer. `make soak` has 100 kills.
+# only I/O that takes longer. 100 kills, and 1,000 in `make soak`.
 # shellcheck shell=sh
 
 dom0() {
-    kills=${WORKER_KILLS:-40}
+    kills=${WORKER_KILLS:-100}
     # shellcheck disable=SC3028 # busybox has it, and takes a seed
     RANDOM=${SEED:-1}
     # As many ends of a worker as we want in any minute, and no device is given up.
