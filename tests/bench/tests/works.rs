@@ -75,7 +75,8 @@ fn requests_that_come_together_cost_few_system_calls() {
     let Some(calls) = counter.stop().unwrap() else { return eprintln!("skipped: the kernel counts no system calls") };
     session.stop().unwrap();
     server.stop().unwrap();
-    assert!(calls <= 100 * 32 / 4, "{calls} system calls for 3,200 requests in bursts of 32");
+    // To be woken once; then for each eight requests to have them done, and perhaps to tell of them.
+    assert!(calls <= 100 * (1 + 2 * 32 / 8) * 11 / 10, "{calls} system calls for 3,200 requests in bursts of 32");
 }
 
 #[test]
