@@ -2,7 +2,8 @@
 //!
 //! Runs on one thread of tokio. It alone talks to the toolstack, reads configuration and opens files; it parses nothing that
 //! a guest wrote. Each guest's devices are served by a worker process of their own ([`worker`]), which another one follows
-//! if it dies ([`follow`]); where they are in life is the lifecycle's to say ([`crate::toolstack::lifecycle`]). What may take long runs beside the loop and reports to it.
+//! if it dies (follow.rs), or if a new broker takes over (takeover.rs); where they are in life is the lifecycle's to say
+//! ([`crate::toolstack::lifecycle`]). What may take long runs beside the loop and reports to it.
 
 mod ask;
 pub mod control;
