@@ -17,7 +17,7 @@ use xen_virtio::broker::guest::GuestView;
 use xen_virtio::channel::Channel;
 use xen_virtio::door::Door;
 use xen_virtio::model::{Device, DeviceId};
-use xen_virtio::protocol::{Answer, Former, Order, ReservedWindow, VERSION};
+use xen_virtio::protocol::{Answer, Former, Order, Report, ReservedWindow, VERSION};
 
 const DOMID: u16 = 5;
 
@@ -67,6 +67,8 @@ fn willing(held: Vec<(DeviceId, Vec<OwnedFd>)>) -> impl FnOnce(Channel) + Send +
         }
         channel.send(&Answer::HandedOver, &[]).unwrap();
         assert_eq!(order(&channel), Some(Order::Yield));
+        // As one does that had been told to by its former broker.
+        channel.send(&Answer::Report(Report::default()), &[]).unwrap();
     }
 }
 
