@@ -90,6 +90,17 @@ fn inodes(descriptors: &[OwnedFd]) -> Vec<u64> {
     descriptors.iter().map(|descriptor| fstat(descriptor).unwrap().st_ino).collect()
 }
 
+/// Has another broker come, whom this worker does not let take its guest over.
+#[track_caller]
+fn expect_left_alone(mut rig: Rig, worker: JoinHandle<()>) {
+    rig.stop_broker();
+    let workers = rig.start_another();
+    worker.join().unwrap();
+
+    assert_eq!(stages(&rig), ["left to a former worker"]);
+    assert!(workers.none());
+}
+
 #[test]
 fn a_new_broker_goes_on_with_a_guest_by_what_the_former_one_noted_and_its_worker_holds() {
     let (mut rig, workers) = Rig::start();
@@ -148,7 +159,7 @@ fn what_the_toolstack_asked_for_meanwhile_is_done() {
 
 #[test]
 fn a_worker_that_is_not_willing_goes_on_and_its_guest_is_left_to_it() {
-    let (mut rig, workers) = Rig::start();
+    let (rig, workers) = Rig::start();
     let (_worker, _, _) = serve(&rig, None, &workers, XVDA);
     let former = behind(door(&rig), |channel| {
         order(&channel).unwrap();
@@ -156,17 +167,12 @@ fn a_worker_that_is_not_willing_goes_on_and_its_guest_is_left_to_it() {
         assert_eq!(order(&channel), None, "it is not told to end");
     });
 
-    rig.stop_broker();
-    let workers = rig.start_another();
-    former.join().unwrap();
-
-    assert_eq!(stages(&rig), ["left to a former worker"]);
-    assert!(workers.none());
+    expect_left_alone(rig, former);
 }
 
 #[test]
 fn a_worker_that_hands_over_something_else_than_a_record_keeps_its_guest() {
-    let (mut rig, workers) = Rig::start();
+    let (rig, workers) = Rig::start();
     let (_worker, device, mut given) = serve(&rig, None, &workers, XVDA);
     given.pop();
     let former = behind(door(&rig), move |channel| {
@@ -177,12 +183,7 @@ fn a_worker_that_hands_over_something_else_than_a_record_keeps_its_guest() {
         assert_eq!(order(&channel), None, "it is not told to end");
     });
 
-    rig.stop_broker();
-    let workers = rig.start_another();
-    former.join().unwrap();
-
-    assert_eq!(stages(&rig), ["left to a former worker"]);
-    assert!(workers.none());
+    expect_left_alone(rig, former);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::guest::Guest;
 use crate::config::GuestName;
 use crate::door;
 use crate::model::{Device, DeviceId};
-use crate::protocol::{ReservedWindow, VERSION};
+use crate::protocol::{Former, VERSION};
 use crate::toolstack::lifecycle::Stage;
 
 /// A guest with a worker.
@@ -25,10 +25,8 @@ pub struct Notes {
     pub version: u32,
     /// What people call it.
     pub names: GuestName,
-    /// Its IOREQ server.
-    pub server: u16,
-    /// The windows that this has or is to have.
-    pub windows: Vec<ReservedWindow>,
+    /// Its IOREQ server, and the windows that this has or is to have.
+    pub former: Former,
     /// The devices that its worker was given.
     pub devices: Vec<Device>,
     /// Those of them that are given up.
@@ -47,8 +45,7 @@ impl Notes {
         Some(Self {
             version: VERSION,
             names: guest.names.clone(),
-            server: guest.server?,
-            windows: guest.windows.iter().map(|(id, place)| ReservedWindow { id: *id, place: *place }).collect(),
+            former: guest.former()?,
             devices: guest.devices.values().map(|served| served.device.clone()).collect(),
             given_up: in_stage(&Stage::GivenUp),
             vacant: in_stage(&Stage::Vacant),

@@ -22,7 +22,7 @@ use super::worker::{Spawner, receive, register};
 use crate::channel::{Channel, ChannelError};
 use crate::door;
 use crate::model::{Device, DeviceId};
-use crate::protocol::{Answer, Order, VERSION};
+use crate::protocol::{Answer, Former, Order, VERSION};
 use crate::toolstack::events::Event;
 use crate::toolstack::lifecycle::{Lifecycle, Stage};
 
@@ -126,7 +126,7 @@ async fn hand_over(channel: &AsyncFd<Channel>) -> anyhow::Result<BTreeMap<Device
 /// What the former broker noted, with what the worker holds. A device that it was to be given and was not is new: what asks
 /// for it will be seen.
 fn inherit(notes: Notes, mut held: BTreeMap<DeviceId, Vec<OwnedFd>>) -> anyhow::Result<Guest> {
-    let Notes { version: _, names, server, windows, devices, given_up, vacant } = notes;
+    let Notes { version: _, names, former: Former { server, windows }, devices, given_up, vacant } = notes;
     let mut stages: Vec<_> = vacant.into_iter().map(|id| (id, Stage::Vacant)).collect();
     let mut inherited = BTreeMap::new();
     for device in devices {
