@@ -122,8 +122,7 @@ fn run(setup: LaneSetup, mailbox: Arc<Mailbox>) {
     let queue_base = backend.identity().lanes.get(index).map_or(0, |queues| queues.start);
     // A moment is to be a moment; by default the kernel may double it. It fails where seccomp forbids it.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
-    let is_cheap = signals.is_cheap();
-    let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, is_cheap, counters, listens: true };
+    let mut pass = Pass { rings: Vec::new(), queue_base, cache, signals, counters, listens: true };
     let served = guarded(|| {
         let mut kicks = Vec::new();
         for setup in queues {
@@ -172,8 +171,6 @@ struct Pass {
     queue_base: usize,
     cache: Arc<MapCache>,
     signals: Arc<dyn Signals>,
-    /// Whether telling is.
-    is_cheap: bool,
     counters: Arc<Counters>,
     /// Whether kicks are asked for; not while the lane looks on.
     listens: bool,
@@ -186,7 +183,7 @@ impl Pass {
             Some(ledger) => Ring::recorded(setup, &self.cache, ledger)?,
             None => Ring::new(setup, &self.cache)?,
         };
-        if self.is_cheap {
+        if self.signals.is_cheap() {
             ring.portion = ring.portion.min(PORTION);
         }
         Ok(ring)
@@ -292,7 +289,7 @@ impl Listener<'_> {
         if self.pass.events() != before {
             self.polling.found();
         }
-        let patience = if self.pass.is_cheap { None } else { self.worker.patience(wake) };
+        let patience = if self.pass.signals.is_cheap() { None } else { self.worker.patience(wake) };
         if let Some(mut hold) = patience.and_then(|worthwhile| self.moderation.begin(worthwhile)) {
             while !self.ended && self.moderation.goes_on(&mut hold, self.pass.events()) {
                 thread::sleep(MOMENT);
