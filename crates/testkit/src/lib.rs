@@ -1,6 +1,7 @@
 //! Plays Xen, xenstored, the guest's driver and a device in process; for tests only.
 #![allow(clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 
+pub mod cases;
 pub mod device;
 pub mod driver;
 pub mod grants;
