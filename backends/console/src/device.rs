@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Record, Signals, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Record, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use zerocopy::{Immutable, IntoBytes, little_endian};
 
@@ -153,7 +153,11 @@ impl Kind for Console {
         open::open(config, owner).inspect_err(|_| open::close(config, owner))
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, ConfigError> {
+    fn make(
+        config: &Config,
+        descriptors: Vec<OwnedFd>,
+        _reach: Arc<dyn Reach>,
+    ) -> Result<Arc<dyn Backend>, ConfigError> {
         Ok(Arc::new(Self::new(config, descriptors)?))
     }
 

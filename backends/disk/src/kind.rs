@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Kind, Owner, Reach};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use crate::format::FormatImage;
@@ -110,7 +110,7 @@ impl Kind for Disk {
         Ok(files)
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, DiskError> {
+    fn make(config: &Config, descriptors: Vec<OwnedFd>, _reach: Arc<dyn Reach>) -> Result<Arc<dyn Backend>, DiskError> {
         if nbd::kind::is_meant(config) {
             return Ok(Arc::new(Self::over(config, nbd::kind::make(config, descriptors)?)?));
         }
@@ -146,6 +146,7 @@ mod tests {
     use std::error::Error;
 
     use tempfile::NamedTempFile;
+    use virtio_backend::reach;
 
     use super::*;
 
@@ -165,12 +166,16 @@ mod tests {
         Disk::open(&mut config, &owner)
     }
 
+    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, DiskError> {
+        Disk::make(config, descriptors, reach::directly::<Disk>(config))
+    }
+
     #[test]
     fn what_was_opened_makes_a_disk_of_the_size_of_the_image() {
         let image = image();
         let config = config(&image);
 
-        let disk = Disk::make(&config, open(config.clone()).unwrap()).unwrap();
+        let disk = make(&config, open(config.clone()).unwrap()).unwrap();
 
         let mut capacity = [0; 8];
         disk.read_config(0, &mut capacity);
@@ -234,7 +239,7 @@ mod tests {
         let error = open(Config { format: Format::Qcow2, ..config(&image) }).unwrap_err();
         assert!(matches!(error, DiskError::Image(ImageError::InUse { .. })), "{error}");
 
-        let disk = Disk::make(&config(&image), raw).unwrap();
+        let disk = make(&config(&image), raw).unwrap();
         assert!(Image::open(image.path(), Access::default()).is_err());
         drop(disk);
         assert!(Image::open(image.path(), Access::default()).is_ok());
@@ -263,9 +268,6 @@ mod tests {
     #[test]
     fn a_disk_is_made_of_one_descriptor() {
         let image = image();
-        assert!(matches!(
-            Disk::make(&config(&image), Vec::new()),
-            Err(DiskError::Descriptors { count: 0, expected: 1 })
-        ));
+        assert!(matches!(make(&config(&image), Vec::new()), Err(DiskError::Descriptors { count: 0, expected: 1 })));
     }
 }

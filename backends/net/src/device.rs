@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{io, iter};
 
-use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Record, Signals, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Operation, Owner, Reach, Record, Signals, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use zerocopy::IntoBytes;
 
@@ -207,7 +207,7 @@ impl Kind for Net {
         Ok(host::open(config, owner)?)
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, NetError> {
+    fn make(config: &Config, descriptors: Vec<OwnedFd>, _reach: Arc<dyn Reach>) -> Result<Arc<dyn Backend>, NetError> {
         let (given, needed) = (descriptors.len(), usize::from(config.queues));
         let unfit = || NetError::Descriptors { given, needed };
         let engine = if config.passt.is_some() {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Worker};
+use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Worker};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use crate::counters::Counters;
@@ -68,7 +68,11 @@ impl Kind for Rng {
         config.check().map(|()| Vec::new())
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, ConfigError> {
+    fn make(
+        config: &Config,
+        descriptors: Vec<OwnedFd>,
+        _reach: Arc<dyn Reach>,
+    ) -> Result<Arc<dyn Backend>, ConfigError> {
         match descriptors.len() {
             0 => Ok(Arc::new(Self::with_source(config, Arc::new(Kernel))?)),
             count => Err(ConfigError::Descriptors { count }),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Record, Signals, Worker};
+use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Record, Signals, Worker};
 
 use crate::config::Plan;
 use crate::introduction::meet;
@@ -55,7 +55,11 @@ impl Kind for VhostUser {
         Ok(vec![connection.into_socket()])
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, VhostUserError> {
+    fn make(
+        config: &Config,
+        descriptors: Vec<OwnedFd>,
+        _reach: Arc<dyn Reach>,
+    ) -> Result<Arc<dyn Backend>, VhostUserError> {
         let [connection] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| VhostUserError::Descriptors)?;
         let plan = Plan::new(config)?;
         let found = config.found.clone().ok_or(VhostUserError::NotFound)?;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_backend::{Backend, Identity, Kind, Owner, Record, Worker, copy_config};
+use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Record, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::counters::Counters;
@@ -112,7 +112,11 @@ impl Kind for Vsock {
         Ok(vec![host::listen(socket)?])
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, ConfigError> {
+    fn make(
+        config: &Config,
+        descriptors: Vec<OwnedFd>,
+        _reach: Arc<dyn Reach>,
+    ) -> Result<Arc<dyn Backend>, ConfigError> {
         config.check()?;
         let [listener] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| ConfigError::Descriptors)?;
         let listens = rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false);

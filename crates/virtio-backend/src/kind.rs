@@ -2,10 +2,12 @@
 //! for it on the host, and how a device comes of both.
 //!
 //! Two processes may share the work: one with the host's rights opens, one without makes the device
-//! of the descriptors it is handed. So everything that needs a right happens in [`Kind::open`].
+//! of the descriptors it is handed. So everything that needs a right happens in [`Kind::open`]
+//! and, while the device runs, in [`Kind::reach`].
 
 use std::error::Error;
 use std::fmt::Debug;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,13 +15,13 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::Backend;
+use crate::{Backend, Reach};
 
 /// What is known of a kind of device before there is one.
-pub trait Kind {
+pub trait Kind: 'static {
     /// What the operator writes of one device: the keys of its entry in a configuration file. Unknown
     /// keys are refused; those left out have defaults.
-    type Config: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static;
+    type Config: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static;
 
     /// Why a device cannot be: with what was expected, and what to do.
     type Error: Error + Send + Sync + 'static;
@@ -61,11 +63,26 @@ pub trait Kind {
     fn open(config: &mut Self::Config, owner: &Owner) -> Result<Vec<OwnedFd>, Self::Error>;
 
     /// Makes the device of a completed configuration and the descriptors that [`open`](Self::open)
-    /// gave for it, in their order. Needs no rights.
+    /// gave for it, in their order. Needs no rights: the connections that the device needs later it gets
+    /// by way of `reach`, which asks for what [`reach`](Self::reach) gives.
     ///
     /// # Errors
     /// The two do not fit.
-    fn make(config: &Self::Config, descriptors: Vec<OwnedFd>) -> Result<Arc<dyn Backend>, Self::Error>;
+    fn make(
+        config: &Self::Config,
+        descriptors: Vec<OwnedFd>,
+        reach: Arc<dyn Reach>,
+    ) -> Result<Arc<dyn Backend>, Self::Error>;
+
+    /// Connects to what the completed configuration names, for a device that runs. Which of it is said
+    /// by `number`, whose meaning is the kind's: a port, say; 0 where there is but one. That number may
+    /// be any, as it comes from where the device is, and nothing else does. May block, for seconds.
+    ///
+    /// # Errors
+    /// Nobody is there, or the host does not allow it. Devices tell errors apart by their kind alone.
+    fn reach(_config: &Self::Config, _number: u32) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Takes away what [`open`](Self::open) left on the host that does not go with the descriptors: a
     /// socket's name, a link. May block; what is gone already does not matter.

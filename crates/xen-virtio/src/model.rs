@@ -3,13 +3,14 @@
 //! The kinds of device are listed here, and nowhere else: a new one is a line.
 
 use std::fmt;
+use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::Context;
 use serde::{Deserialize, Deserializer, Serialize};
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Kind, Owner, Reach, reach};
 
 /// A device of a guest, and where the guest finds it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -175,15 +176,35 @@ macro_rules! kinds {
                 match self { $(Self::$variant(config) => Ok(<$device>::open(config, owner)?),)+ }
             }
 
-            /// Makes the device, of the descriptors that [`open`](Self::open) gave.
+            /// Makes the device, of the descriptors that [`open`](Self::open) gave. What it connects to later it asks of
+            /// `reach`.
             ///
             /// # Errors
             /// They are others.
-            pub fn make(&self, descriptors: Vec<OwnedFd>) -> anyhow::Result<Arc<dyn Backend>> {
+            pub fn make(
+                &self,
+                descriptors: Vec<OwnedFd>,
+                reach: Arc<dyn Reach>,
+            ) -> anyhow::Result<Arc<dyn Backend>> {
                 let made = match self {
-                    $(Self::$variant(config) => <$device>::make(config, descriptors).map_err(anyhow::Error::from),)+
+                    $(Self::$variant(config) => {
+                        <$device>::make(config, descriptors, reach).map_err(anyhow::Error::from)
+                    })+
                 };
                 made.with_context(|| format!("No {} can be made of this", self.kind()))
+            }
+
+            /// Connects, for a device that was made, to what its configuration names by this number; may block.
+            ///
+            /// # Errors
+            /// Nobody is there, or the host does not allow it.
+            pub fn reach(&self, number: u32) -> io::Result<OwnedFd> {
+                match self { $(Self::$variant(config) => <$device>::reach(config, number),)+ }
+            }
+
+            /// [`reach`](Self::reach), for a device of this process.
+            pub fn reach_directly(&self) -> Arc<dyn Reach> {
+                match self { $(Self::$variant(config) => reach::directly::<$device>(config),)+ }
             }
 
             /// Takes away what [`open`](Self::open) left on the host; may block.

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use testkit::device::eventually;
 use testkit::driver::{GuestHal, MmioTransport};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Kind, Owner};
+use virtio_backend::{Kind, Owner, reach};
 use virtio_console::{Config, Console};
 use virtio_drivers::device::console::VirtIOConsole;
 use virtio_mmio::{InterruptLine, Transport};
@@ -79,7 +79,7 @@ impl Guest {
         let (ram, len) = (0x4000_0000, 8 << 20);
         let memory = FakeForeignMemory::new(&[(ram, len)]);
         let cache = MapCache::new(memory.clone(), Budget::default());
-        let device = Console::make(&config, descriptors).unwrap();
+        let device = Console::make(&config, descriptors, reach::directly::<Console>(&config)).unwrap();
         let transport = Transport::new(device, Arc::new(NoLine), cache, "console").unwrap();
         GuestHal::boot(memory, ram, ram + len);
         let driver = VirtIOConsole::new(MmioTransport(Arc::clone(&transport))).unwrap();

@@ -11,7 +11,8 @@ use std::thread;
 use rig::{Rig, TestSpawner, TestWorker, XVDA, XVDB, disk_id, virtio_id, virtio_node, wait_until, workers};
 use tokio::sync::{mpsc, oneshot};
 use vhost_user::Server;
-use virtio_backend::{Kind, Operation};
+use virtio_backend::{Kind, Operation, reach};
+use virtio_disk::Disk;
 use xen_virtio::broker::prepare::Directories;
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
 use xen_virtio::model::{Model, Place};
@@ -80,7 +81,8 @@ fn a_device_of_another_program_comes_with_its_connection_and_with_what_that_prog
     let (rig, workers) = Rig::start();
     let socket = rig.directory.path().join("backend.sock");
     let image = File::options().read(true).write(true).open(rig.image("disk.img", 4096)).unwrap();
-    let backend = virtio_disk::Disk::make(&virtio_disk::Config::default(), vec![image.into()]);
+    let config = virtio_disk::Config::default();
+    let backend = Disk::make(&config, vec![image.into()], reach::directly::<Disk>(&config));
     let server = Server::new("backend", backend.unwrap(), UnixListener::bind(&socket).unwrap()).unwrap();
     thread::spawn(|| server.serve());
     let file = format!("[[vhost-user]]\ndevice = \"block\"\nsocket = {socket:?}\n");
@@ -92,7 +94,7 @@ fn a_device_of_another_program_comes_with_its_connection_and_with_what_that_prog
     let (device, descriptors) = worker.told_to_attach();
 
     assert_eq!((device.name.as_str(), device.model.kind(), device.model.device_id()), ("block0", "vhost-user", 2));
-    let made = device.model.make(descriptors).unwrap();
+    let made = device.model.make(descriptors, device.model.reach_directly()).unwrap();
     let mut capacity = [0; 8];
     made.read_config(0, &mut capacity);
     assert_eq!((made.identity().device_id, u64::from_le_bytes(capacity)), (2, 8));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Kind, Owner, reach};
 use virtio_disk::{Config, Disk};
 
 use crate::guest::BLOCK;
@@ -40,5 +40,5 @@ pub fn disk(image: &Path) -> Result<Arc<dyn Backend>> {
     let name = || "bench".to_owned();
     let owner = Owner { guest: name(), identity: name(), index: 0, directory: std::env::temp_dir(), vcpus: 1 };
     let descriptors = Disk::open(&mut config, &owner)?;
-    Ok(Disk::make(&config, descriptors)?)
+    Ok(Disk::make(&config, descriptors, reach::directly::<Disk>(&config))?)
 }

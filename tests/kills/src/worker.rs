@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use guest_memory::{Budget, MapCache, PlainMemory, SharedMemory};
 use io_bus::{Device, Written};
-use virtio_backend::{Kind, Record};
+use virtio_backend::{Kind, Record, reach};
 use virtio_disk::{Config, Disk, Format};
 use virtio_mmio::{InterruptLine, Transport};
 
@@ -51,7 +51,7 @@ pub fn serve(format: Option<&OsStr>) -> Result<()> {
     let cache = MapCache::new(PlainMemory::new([(BASE, memory as _)])?, Budget::default());
     let format = if format.is_some_and(|word| word == word_of(Format::Qcow2)) { Format::Qcow2 } else { Format::Raw };
     let config = Config { image: "image".into(), format, queues: Some(QUEUES), ..Config::default() };
-    let disk = Disk::make(&config, vec![image])?;
+    let disk = Disk::make(&config, vec![image], reach::directly::<Disk>(&config))?;
     let transport = Transport::recorded(disk, Arc::new(line), cache, "disk", Record::of(record)?)?;
     let socket = Arc::new(socket);
     // An access that cannot be taken is the end: whoever makes them has gone.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Register, Registers, status};
 use testkit::memory::FakeForeignMemory;
 use testkit::record::left_behind;
-use virtio_backend::{Kind, Owner, Record};
+use virtio_backend::{Kind, Owner, Record, reach};
 use virtio_console::{Config, Console};
 use virtio_mmio::{InterruptLine, Transport};
 
@@ -111,7 +111,7 @@ fn serve(
     record: &Record,
 ) -> Arc<Transport> {
     let descriptors = descriptors.iter().map(|descriptor| descriptor.try_clone().unwrap());
-    let console = Console::make(config, descriptors.collect()).unwrap();
+    let console = Console::make(config, descriptors.collect(), reach::directly::<Console>(config)).unwrap();
     Transport::recorded(console, Arc::clone(line) as _, Arc::clone(cache), "console", record.clone()).unwrap()
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use tempfile::TempDir;
-use virtio_backend::{Kind, Owner};
+use virtio_backend::{Kind, Owner, reach};
 use virtio_console::{Config, ConfigError, Console};
 
 use crate::harness::{Rig, owner, wait_until};
@@ -145,10 +145,11 @@ fn a_device_made_of_other_descriptors_is_refused() {
     let mut config = config("", &directory);
     let mut descriptors = Console::open(&mut config, &owner(directory.path())).unwrap();
     descriptors.pop();
-    assert!(matches!(Console::make(&config, descriptors), Err(ConfigError::Descriptors)));
+    let make = |config: &Config, descriptors| Console::make(config, descriptors, reach::directly::<Console>(config));
+    assert!(matches!(make(&config, descriptors), Err(ConfigError::Descriptors)));
     let descriptors = Console::open(&mut config.clone(), &owner(directory.path())).unwrap();
     let null = Config { ports: vec![toml::from_str("sink = \"null\"").unwrap()], ..Config::default() };
-    assert!(matches!(Console::make(&null, descriptors), Err(ConfigError::Descriptors)));
+    assert!(matches!(make(&null, descriptors), Err(ConfigError::Descriptors)));
 }
 
 #[test]

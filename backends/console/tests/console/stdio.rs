@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
 use rustix::pipe::{PipeFlags, pipe_with};
-use virtio_backend::{Backend, Kind};
+use virtio_backend::{Backend, Kind, reach};
 use virtio_console::{Config, ConfigError, Console};
 
 use crate::harness::{owner, wait_until};
@@ -23,7 +23,7 @@ fn make(input_and_output: Vec<OwnedFd>) -> Arc<dyn Backend> {
     let mut other = toml::from_str("sink = \"null\"").unwrap();
     let mut descriptors = Console::open(&mut other, &owner(directory.path())).unwrap();
     descriptors.extend(input_and_output);
-    Console::make(&config(), descriptors).unwrap()
+    Console::make(&config(), descriptors, reach::directly::<Console>(&config())).unwrap()
 }
 
 fn print(console: &Arc<dyn Backend>, bytes: &[u8]) {

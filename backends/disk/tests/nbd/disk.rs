@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use testkit::driver::Descriptor;
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Kind, Owner, reach};
 use virtio_disk::{Config, Disk, DiskError, EngineKind};
 
 use crate::harness::{Builder, DATA, OK, Rig, SECTOR};
@@ -18,7 +18,7 @@ pub fn make(config: &Config) -> Result<Arc<dyn Backend>, DiskError> {
         Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/nonexistent".into() };
     let mut config = config.clone();
     let sockets = Disk::open(&mut config, &owner)?;
-    Disk::make(&config, sockets)
+    Disk::make(&config, sockets, reach::directly::<Disk>(&config))
 }
 
 /// Why there is no disk, with all causes.

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_backend::{Kind, Owner};
+use virtio_backend::{Kind, Owner, reach};
 use virtio_disk::{Config, Disk};
 
 use crate::disk::{config, eventually, lane};
@@ -22,7 +22,7 @@ fn opened(server: &Played) -> (Config, Vec<OwnedFd>) {
 /// A process that is given that.
 fn process(config: &Config, sockets: &[OwnedFd]) -> Rig {
     let sockets = sockets.iter().map(|socket| socket.try_clone().unwrap()).collect();
-    let device = Disk::make(config, sockets).unwrap();
+    let device = Disk::make(config, sockets, reach::directly::<Disk>(config)).unwrap();
     lane(&Arc::clone(&device), 0)
 }
 

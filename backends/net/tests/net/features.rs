@@ -1,7 +1,7 @@
 //! What is offered and accepted, and configuration space.
 
 use testkit::driver::Registers;
-use virtio_backend::Kind;
+use virtio_backend::{Kind, reach};
 use virtio_net::{Config, Net, NetError};
 
 use crate::fake::FakeHost;
@@ -62,9 +62,10 @@ fn a_card_needs_an_address_and_a_descriptor_for_each_pair() {
     assert!(matches!(Net::with_engine(&Config::default(), engine), Err(NetError::NoAddress)));
     let (_host, engine) = FakeHost::new(2);
     assert!(matches!(Net::with_engine(&config(), engine), Err(NetError::Descriptors { given: 2, needed: 1 })));
-    assert!(matches!(Net::make(&config(), vec![]), Err(NetError::Descriptors { given: 0, needed: 1 })));
+    let made_of = |descriptors| Net::make(&config(), descriptors, reach::directly::<Net>(&config()));
+    assert!(matches!(made_of(vec![]), Err(NetError::Descriptors { given: 0, needed: 1 })));
     let no_tap = std::fs::File::open("/dev/null").unwrap().into();
-    assert!(matches!(Net::make(&config(), vec![no_tap]), Err(NetError::NoTap(_))));
+    assert!(matches!(made_of(vec![no_tap]), Err(NetError::NoTap(_))));
 }
 
 #[test]

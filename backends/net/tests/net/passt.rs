@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use virtio_backend::Kind;
+use virtio_backend::{Kind, reach};
 use virtio_net::{Config, Net};
 
 use crate::guest::{CSUM, Guest, MRG_RXBUF, PATIENCE, TX, config, for_card, from_card, until};
@@ -13,7 +13,8 @@ fn boot(features: u64) -> (Guest, UnixStream) {
     socket.set_nonblocking(true).unwrap();
     passt.set_read_timeout(Some(PATIENCE)).unwrap();
     let config = Config { passt: Some("/run/passt.socket".into()), ..config() };
-    (Guest::with_card(Net::make(&config, vec![socket.into()]).unwrap(), features), passt)
+    let card = Net::make(&config, vec![socket.into()], reach::directly::<Net>(&config)).unwrap();
+    (Guest::with_card(card, features), passt)
 }
 
 fn in_stream(frame: &[u8]) -> Vec<u8> {

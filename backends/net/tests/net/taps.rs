@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use testkit::driver::Descriptor;
-use virtio_backend::{Backend, Kind};
+use virtio_backend::{Backend, Kind, reach};
 use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
 
@@ -59,7 +59,8 @@ pub fn network<T>(keys: &str, prepare: impl FnOnce(&[OwnedFd]) -> T) -> (Arc<dyn
     let (config, descriptors) = open(&format!("tap = 'card'\nbridge = 'br0'\nmac = '00:16:3e:01:02:03'\n{keys}"));
     let (_, mut peer) = open("tap = 'peer'\nbridge = 'br0'");
     let _until_it_is_made = prepare(&descriptors);
-    (Net::make(&config, descriptors).unwrap(), Peer(peer.remove(0)))
+    let card = Net::make(&config, descriptors, reach::directly::<Net>(&config)).unwrap();
+    (card, Peer(peer.remove(0)))
 }
 
 /// A guest with a card of these keys, in a network of its own.

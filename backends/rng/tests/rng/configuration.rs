@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use virtio_backend::{Kind, Owner, Rate};
+use virtio_backend::{Kind, Owner, Rate, reach};
 use virtio_rng::{Config, ConfigError, Rng};
 
 fn parsed(text: &str) -> Config {
@@ -47,7 +47,9 @@ fn nothing_of_the_host_is_opened_or_taken() {
     assert!(Rng::exclusive(&Config::default()).is_empty());
 
     let stray = vec![File::open("/dev/null").unwrap().into()];
-    assert!(matches!(Rng::make(&Config::default(), stray), Err(ConfigError::Descriptors { count: 1 })));
+    let config = Config::default();
+    let made = Rng::make(&config, stray, reach::directly::<Rng>(&config));
+    assert!(matches!(made, Err(ConfigError::Descriptors { count: 1 })));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guest_memory::{Budget, MapCache};
 use testkit::driver::{GuestHal, MmioTransport, Register, Registers, Way};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::Kind;
+use virtio_backend::{Kind, reach};
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_mmio::Transport;
 use virtio_rng::{Config, Rng};
@@ -17,7 +17,8 @@ fn an_unmodified_driver_gets_random_numbers_of_the_kernel() {
     for way in Way::ALL {
         let memory = FakeForeignMemory::new(&[(RAM, RAM_LEN)]);
         let cache = MapCache::new(GuestHal::boot_by(way, memory, RAM, RAM + RAM_LEN), Budget::default());
-        let device = Rng::make(&Config::default(), Vec::new()).unwrap();
+        let config = Config::default();
+        let device = Rng::make(&config, Vec::new(), reach::directly::<Rng>(&config)).unwrap();
         let transport = Transport::new(device, Arc::<Line>::default(), cache, "rng").unwrap();
         let mut driver = VirtIORng::<GuestHal, _>::new(MmioTransport(transport)).unwrap();
 

@@ -11,7 +11,7 @@ use testkit::device::eventually;
 use testkit::driver::{Descriptor, Lender, RawQueue, Register, Registers, Used, Way, status};
 use testkit::memory::FakeForeignMemory;
 use testkit::record::left_behind;
-use virtio_backend::{Backend, Kind, Owner, Record};
+use virtio_backend::{Backend, Kind, Owner, Record, reach};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_vhost_user::{Config, DeviceType, VhostUser, VhostUserError};
 
@@ -45,7 +45,7 @@ pub fn config(device: u32, socket: &Path) -> Config {
 /// Opens and makes a device, as the two processes do that share the work.
 pub fn make(config: Config) -> Result<Arc<dyn Backend>, VhostUserError> {
     let (config, descriptors) = open(config)?;
-    VhostUser::make(&config, descriptors)
+    VhostUser::make(&config, descriptors, reach::directly::<VhostUser>(&config))
 }
 
 fn open(mut config: Config) -> Result<(Config, Vec<OwnedFd>), VhostUserError> {
@@ -70,7 +70,8 @@ pub struct Guest {
 /// Serves a device as a process does that is handed all this.
 fn serve(opened: &(Config, Vec<OwnedFd>), cache: &Arc<MapCache>, record: &Record) -> (Arc<Transport>, usize) {
     let descriptors = opened.1.iter().map(|descriptor| descriptor.try_clone().unwrap());
-    let device = VhostUser::make(&opened.0, descriptors.collect()).unwrap();
+    let reach = reach::directly::<VhostUser>(&opened.0);
+    let device = VhostUser::make(&opened.0, descriptors.collect(), reach).unwrap();
     let count = device.identity().queue_sizes.len();
     (Transport::recorded(device, Arc::new(NoLine), Arc::clone(cache), "test", record.clone()).unwrap(), count)
 }

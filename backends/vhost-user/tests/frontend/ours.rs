@@ -8,7 +8,7 @@ use std::thread;
 use tempfile::TempDir;
 use testkit::driver::{Descriptor, Way};
 use vhost_user::{Server, Stopper};
-use virtio_backend::{Backend, Kind};
+use virtio_backend::{Backend, Kind, reach};
 use virtio_disk::Disk;
 
 use crate::harness::{BUFFERS, Guest, UNTOUCHED, config, pattern};
@@ -28,7 +28,8 @@ impl Daemon {
         let image = folder.path().join("disk.img");
         std::fs::write(&image, pattern(DISK, 1)).unwrap();
         let image = File::options().read(true).write(true).open(image).unwrap();
-        let disk = Disk::make(&virtio_disk::Config::default(), vec![image.into()]).unwrap();
+        let config = virtio_disk::Config::default();
+        let disk = Disk::make(&config, vec![image.into()], reach::directly::<Disk>(&config)).unwrap();
         Self { folder, disk }
     }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Registers, status};
 use testkit::memory::FakeForeignMemory;
 use testkit::record::left_behind;
-use virtio_backend::{Backend, Kind, Owner, Record};
+use virtio_backend::{Backend, Kind, Owner, Record, reach};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_vsock::{Config, Vsock};
 
@@ -440,7 +440,11 @@ impl Guest {
 /// Opens the device in a folder, as the program does.
 pub fn open(folder: &Path) -> (Arc<dyn Backend>, PathBuf) {
     let (config, listener) = opened(folder);
-    (Vsock::make(&config, vec![listener]).unwrap(), config.socket.unwrap())
+    (make(&config, listener), config.socket.unwrap())
+}
+
+fn make(config: &Config, listener: OwnedFd) -> Arc<dyn Backend> {
+    Vsock::make(config, vec![listener], reach::directly::<Vsock>(config)).unwrap()
 }
 
 fn opened(folder: &Path) -> (Config, OwnedFd) {
@@ -456,7 +460,7 @@ fn serve(
     memory: &FakeForeignMemory,
     record: &Record,
 ) -> (Arc<dyn Backend>, Arc<Transport>) {
-    let device = Vsock::make(config, vec![listener.try_clone().unwrap()]).unwrap();
+    let device = make(config, listener.try_clone().unwrap());
     let cache = MapCache::new(memory.clone(), Budget::default());
     let transport = Transport::recorded(Arc::clone(&device), Arc::new(NoLine), cache, "vsock", record.clone());
     (device, transport.unwrap())

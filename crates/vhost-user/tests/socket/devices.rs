@@ -12,7 +12,7 @@ use testkit::device::eventually;
 use testkit::driver::GuestHal;
 use testkit::memory::FakeForeignMemory;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
-use virtio_backend::{Kind, Owner};
+use virtio_backend::{Kind, Owner, reach};
 use virtio_console::{Console, Port, Sink};
 use virtio_disk::{Config, Disk, EngineKind, Image};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
@@ -48,7 +48,7 @@ fn open<K: Kind>(mut config: K::Config, directory: &Path) -> Service {
     let directory = directory.to_owned();
     let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory };
     let descriptors = K::open(&mut config, &owner).unwrap();
-    Service::start(K::make(&config, descriptors).unwrap())
+    Service::start(K::make(&config, descriptors, reach::directly::<K>(&config)).unwrap())
 }
 
 fn probe(service: &Service, memory: &FakeForeignMemory) -> VirtIOBlk<GuestHal, SocketTransport> {

@@ -51,7 +51,8 @@ fn open_and_serve(mut model: Model, owner: &Owner, listener: UnixListener) -> an
     fs::create_dir_all(directory)
         .with_context(|| format!("Cannot make {}; choose another directory by --run", directory.display()))?;
     let descriptors = model.open(owner).with_context(|| format!("Cannot open the {}", model.kind()))?;
-    let served = model.make(descriptors).and_then(|backend| serve(&model, owner, backend, listener));
+    let served =
+        model.make(descriptors, model.reach_directly()).and_then(|backend| serve(&model, owner, backend, listener));
     model.close(owner);
     served
 }

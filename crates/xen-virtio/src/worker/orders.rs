@@ -215,7 +215,7 @@ impl Service {
                 Some(descriptors.pop().context("No way to the guest's grants came along")?)
             }
         };
-        self.guest.attach(device, device.model.make(descriptors)?, gntdev, record)?;
+        self.guest.attach(device, device.model.make(descriptors, device.model.reach_directly())?, gntdev, record)?;
         self.kept.insert(device.id, copies);
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use virtio_backend::Kind;
+use virtio_backend::{Kind, reach};
 use virtio_disk::{Config, Disk, EngineKind};
 
 use super::lanes::Dice;
@@ -150,7 +150,8 @@ fn a_descriptor_too_few_or_too_many_makes_no_disk() {
     let place = Place::with_image(1 << 20, "");
     for files in [0, 2] {
         let files = (0..files).map(|_| fs::File::open(place.image()).unwrap().into()).collect();
-        let error = Disk::make(&place.config(), files).err().unwrap();
+        let config = place.config();
+        let error = Disk::make(&config, files, reach::directly::<Disk>(&config)).err().unwrap();
         assert!(error.to_string().contains("instead of 1"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use virtio_backend::{Backend, Kind, Owner};
+use virtio_backend::{Backend, Kind, Owner, reach};
 use virtio_disk::{Backing, Config, Disk, DiskError, EngineKind, Format};
 
 use crate::harness::{Builder, PATIENCE, Rig};
@@ -110,7 +110,7 @@ pub fn make(config: &Config) -> Result<Arc<dyn Backend>, DiskError> {
         Owner { guest: "web".into(), identity: "web".into(), index: 0, directory: "/nonexistent".into(), vcpus: 1 };
     let mut config = config.clone();
     let descriptors = Disk::open(&mut config, &owner)?;
-    Disk::make(&config, descriptors)
+    Disk::make(&config, descriptors, reach::directly::<Disk>(&config))
 }
 
 /// Why there is no disk, as people see it.
