@@ -26,7 +26,7 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const UNTOUCHED: u8 = 0;
 
 /// What the source does when it is asked.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Mood {
     /// Gives what is asked, at most so many bytes.
     Gives(usize),

@@ -10,3 +10,4 @@ mod configuration;
 mod driver;
 mod failures;
 mod rate;
+mod shapes;
