@@ -87,14 +87,26 @@ impl Channel {
     /// # Errors
     /// [`ChannelError::Io`] of kind `WouldBlock`: none waits.
     pub fn try_receive<M: DeserializeOwned>(&self) -> Result<Option<Received<M>>, ChannelError> {
+        self.receive(RecvFlags::empty())
+    }
+
+    /// Looks at the next message as [`try_receive`](Self::try_receive) does, and leaves it where it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn peek<M: DeserializeOwned>(&self) -> Result<Option<Received<M>>, ChannelError> {
+        self.receive(RecvFlags::PEEK)
+    }
+
+    fn receive<M: DeserializeOwned>(&self, how: RecvFlags) -> Result<Option<Received<M>>, ChannelError> {
         let mut bytes = vec![0; MESSAGE_MAX];
         let mut space = [MaybeUninit::uninit(); ANCILLARY_SPACE];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | how;
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         let received = match net::recvmsg(&self.socket, &mut buffers, &mut ancillary, flags) {
             // Said once, before what the peer sent last, if it went without reading all that we sent.
-            Err(Errno::CONNRESET) => return self.try_receive(),
+            Err(Errno::CONNRESET) => return self.receive(how),
             received => received.map_err(io::Error::from)?,
         };
         let descriptors = ancillary.drain().flat_map(|message| match message {

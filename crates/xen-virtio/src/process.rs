@@ -1,9 +1,13 @@
 //! What a process that serves arranges with the kernel.
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// SIGTERM and SIGINT, caught: they no longer end the process by themselves.
 pub(crate) struct StopSignals {
@@ -66,4 +70,15 @@ pub(crate) fn survive_file_size_limit() {
 pub(crate) fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// A descriptor of our own for one by its number, which need not be open. We send it to ourselves: so it is the kernel
+/// that looks, and gives one that is owned.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    let (here, there) = UnixStream::pair()?;
+    here.send_with_fd(&[0_u8][..], number)?;
+    let (_, received) = there.recv_with_fd(&mut [0])?;
+    let descriptor = OwnedFd::from(received.ok_or(ErrorKind::NotFound)?);
+    fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
+    Ok(descriptor)
 }

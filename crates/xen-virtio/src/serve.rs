@@ -11,6 +11,7 @@ use xenstore::Store;
 
 use crate::broker::prepare::Directories;
 use crate::broker::spawn::{OwnBinary, find_xen};
+use crate::broker::store::FdStore;
 use crate::broker::{Broker, CLOSING_PATIENCE, Request, Settings, control};
 use crate::cli::Serve;
 use crate::failure::Failure;
@@ -60,6 +61,7 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
         only: Model::kinds_with_id().find(|(name, _)| Some(*name) == kind).map(|(_, id)| id),
         closing_patience: CLOSING_PATIENCE,
         deaths_per_minute: options.restarts,
+        store: FdStore::of_this_process()?,
     };
     let left =
         Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;

@@ -14,6 +14,7 @@ use vhost_user::Server;
 use virtio_backend::{Kind, Operation, reach};
 use virtio_disk::Disk;
 use xen_virtio::broker::prepare::Directories;
+use xen_virtio::broker::store::FdStore;
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, Request, Settings};
 use xen_virtio::model::{Model, Place};
 use xen_virtio::protocol::{Answer, Order, Report};
@@ -223,7 +224,9 @@ fn serve_file(
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let directories = Directories { configurations: directory.clone(), runtime: directory };
-        let settings = Settings { directories, only: None, closing_patience: CLOSING_PATIENCE, deaths_per_minute: 5 };
+        let store = FdStore::new(None, Vec::new());
+        let closing_patience = CLOSING_PATIENCE;
+        let settings = Settings { directories, only: None, closing_patience, deaths_per_minute: 5, store };
         runtime.block_on(Broker::run(toolstack, spawner, settings, requests, || {})).unwrap();
     })
 }

@@ -7,6 +7,7 @@ mod rig;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
+use rig::manager::Manager;
 use rig::{PATIENCE, Rig, SERVER, TestWorker, Workers, XVDA, XVDB, wait_until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
@@ -186,20 +187,161 @@ fn a_worker_that_hands_over_something_else_than_a_record_keeps_its_guest() {
     expect_left_alone(rig, former);
 }
 
+/// Both end at once: the broker is told to, and of the worker, played by the test, nothing is left.
+fn end_both(rig: &mut Rig, worker: TestWorker, given: Vec<OwnedFd>) {
+    drop(door(rig));
+    rig.stop_broker();
+    drop((worker, given));
+}
+
+fn kept(rig: &Rig) -> Vec<String> {
+    rig.manager.as_ref().unwrap().names()
+}
+
 #[test]
-fn where_the_worker_has_ended_as_well_nothing_is_taken_for_granted() {
-    let (mut rig, workers) = Rig::start();
-    let (worker, _, _) = serve(&rig, None, &workers, XVDA);
-    drop(door(&rig));
+fn a_guest_whose_worker_and_broker_end_at_once_is_gone_on_with_from_the_service_managers_store_however_often() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (mut worker, device, mut descriptors) = serve(&rig, None, &workers, XVDA);
+    let note = Record::of(descriptors.last().unwrap().try_clone().unwrap()).unwrap().device();
+    note.store(&"as it was left".to_owned()).unwrap();
+    let inodes_given = inodes(&descriptors);
+    drop(note);
+
+    for generation in 0..3 {
+        assert_eq!(kept(&rig), [format!("5/virtio_disk/{XVDA}/{generation}")]);
+        end_both(&mut rig, worker, descriptors);
+        let workers = rig.start_another();
+
+        worker = workers.next();
+        let windows = vec![ReservedWindow { id: device.id, place: device.place }];
+        assert_eq!(worker.former, Some(Former { server: SERVER, windows }));
+        let again;
+        (again, descriptors) = given(&worker);
+        assert_eq!((&again, inodes(&descriptors)), (&device, inodes_given.clone()));
+        let record = Record::of(descriptors.last().unwrap().try_clone().unwrap()).unwrap();
+        assert_eq!(record.device::<String>().load().unwrap().as_deref(), Some("as it was left"));
+        worker.say(&Answer::Attached { id: device.id });
+        wait_until(|| stages(&rig) == ["serving"]);
+    }
+}
+
+#[test]
+fn what_is_closed_is_given_back_before_the_toolstack_hears_of_it() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (worker, device, descriptors) = serve(&rig, None, &workers, XVDA);
+    // What comes from the manager stays open in the broker.
+    end_both(&mut rig, worker, descriptors);
+    let workers = rig.start_another();
+    let worker = workers.next();
+    drop(given(&worker));
+    worker.say(&Answer::Attached { id: device.id });
+    let image = rig.directory.path().join(format!("{XVDA}.img"));
+    let open = || virtio_disk::Image::open(&image, virtio_disk::Access::default()).map(drop);
+    assert!(open().unwrap_err().to_string().contains("in use"));
+
+    rig.close_disk(DOMID, XVDA);
+    worker.detach(XVDA);
+    worker.stop();
+    rig.wait_for_state(DOMID, XVDA, "6");
+
+    open().unwrap();
+    assert_eq!(kept(&rig), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_kept_of_a_guest_that_has_ended_meanwhile_and_what_nobody_knows_is_given_back() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (worker, _, descriptors) = serve(&rig, None, &workers, XVDA);
+    let manager = rig.manager.as_ref().unwrap();
+    for name in ["stored", "70000/virtio/0/0", "5/virtio/0/0/0", "5/else/0/0", "6/virtio/0/0"] {
+        manager.put(name, std::fs::File::open("/dev/null").unwrap().into());
+    }
     let notes = rig.directory.path().join("workers/5.json");
     assert!(notes.exists());
-    rig.stop_broker();
-    drop(worker);
 
+    end_both(&mut rig, worker, descriptors);
+    let workers = rig.start_another_where(false);
+
+    wait_until(|| kept(&rig).is_empty());
+    assert!(workers.none() && !notes.exists());
+}
+
+#[test]
+fn of_two_entries_the_newer_counts() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (worker, device, descriptors) = serve(&rig, None, &workers, XVDA);
+    let inodes_given = inodes(&descriptors);
+    // As a broker leaves it that ends when it has kept a device again, and not given back what was kept before.
+    let (stale, _) = Channel::pair().unwrap();
+    let manager = rig.manager.as_ref().unwrap();
+    let newest = manager.rename(&format!("5/virtio_disk/{XVDA}/0"), &format!("5/virtio_disk/{XVDA}/8"));
+    manager.put(&format!("5/virtio_disk/{XVDA}/7"), stale.into());
+    assert!(newest);
+
+    end_both(&mut rig, worker, descriptors);
     let workers = rig.start_another();
 
-    assert_eq!(stages(&rig), ["left to a former worker"]);
-    assert!(workers.none() && !notes.exists());
+    let worker = workers.next();
+    let (again, descriptors) = given(&worker);
+    assert_eq!((again, inodes(&descriptors)), (device, inodes_given));
+    wait_until(|| kept(&rig) == [format!("5/virtio_disk/{XVDA}/9")]);
+}
+
+/// Both end at once, and the next broker finds no record that it could go on with.
+#[track_caller]
+fn expect_given_up(mut rig: Rig, worker: TestWorker, device: &Device, descriptors: Vec<OwnedFd>) {
+    end_both(&mut rig, worker, descriptors);
+    let workers = rig.start_another();
+
+    let last = workers.next();
+    let windows = vec![ReservedWindow { id: device.id, place: device.place }];
+    assert_eq!(last.former, Some(Former { server: SERVER, windows }));
+    let (order, descriptors) = last.order_to_do();
+    assert_eq!(order, Order::GiveUp { id: device.id, place: device.place });
+    let record = Record::of(descriptors.into_iter().next().unwrap()).unwrap();
+    assert!(record.device::<String>().load().unwrap().is_none(), "nothing of the former one is believed");
+    assert_eq!(stages(&rig), ["given up"]);
+
+    rig.close_disk(DOMID, XVDA);
+    last.detach(XVDA);
+    last.stop();
+    rig.wait_for_state(DOMID, XVDA, "6");
+}
+
+#[test]
+fn where_nothing_is_kept_the_devices_are_given_up_and_answered_for() {
+    let (rig, workers) = Rig::start();
+    let (worker, device, descriptors) = serve(&rig, None, &workers, XVDA);
+
+    expect_given_up(rig, worker, &device, descriptors);
+}
+
+#[test]
+fn a_device_whose_record_is_of_another_version_is_given_up_and_answered_for() {
+    let (rig, workers) = Rig::start_under(Manager::start());
+    let (worker, device, descriptors) = serve(&rig, None, &workers, XVDA);
+    // The second word is the version.
+    rustix::io::pwrite(descriptors.last().unwrap(), &u64::MAX.to_le_bytes(), 8).unwrap();
+
+    expect_given_up(rig, worker, &device, descriptors);
+}
+
+#[test]
+fn what_is_kept_of_a_guest_that_is_left_alone_stays_where_it_is() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (_worker, _, _given) = serve(&rig, None, &workers, XVDA);
+    let former = behind(door(&rig), |channel| {
+        order(&channel).unwrap();
+        channel.send(&Answer::Unable { reason: "of another version".into() }, &[]).unwrap();
+        assert_eq!(order(&channel), None, "it is not told to end");
+    });
+    let before = kept(&rig);
+    rig.stop_broker();
+    let workers = rig.start_another();
+    former.join().unwrap();
+
+    assert!(workers.none());
+    assert_eq!(kept(&rig), before);
 }
 
 #[test]

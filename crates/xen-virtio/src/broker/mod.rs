@@ -16,6 +16,7 @@ mod notes;
 pub mod prepare;
 mod serving;
 pub mod spawn;
+pub mod store;
 mod takeover;
 pub mod worker;
 
@@ -37,6 +38,7 @@ use ask::Outcome;
 use edits::Edits;
 use guest::{Guest, GuestView};
 use prepare::{Directories, Prepared};
+use store::FdStore;
 use worker::{Heard, Spawner};
 
 /// What waits for the broker's loop at most; those who have more to say wait themselves.
@@ -73,6 +75,8 @@ pub struct Settings {
     pub closing_patience: Duration,
     /// How many workers of a guest may die within a minute and be followed by another. If more do, its devices are given up.
     pub deaths_per_minute: u32,
+    /// Where devices are kept beyond the end of this process.
+    pub store: FdStore,
 }
 
 /// libxl waits ten seconds for a device to be closed (`LIBXL_DESTROY_TIMEOUT`); what a worker does not use of them is
@@ -171,7 +175,7 @@ impl<S: Spawner> Broker<S> {
             }
             if let Some(guest) = self.guests.get_mut(&domid) {
                 for device in guest.settle(self.settings.closing_patience) {
-                    tokio::spawn(clear(device));
+                    tokio::spawn(clear(self.settings.store.clone(), domid, device));
                 }
             }
         }
@@ -248,9 +252,9 @@ impl<S: Spawner> Broker<S> {
                 if let Some(served) = self.guests.get_mut(&domid).and_then(|guest| guest.devices.remove(&id)) {
                     // What it has open goes before anybody hears that it is closed.
                     let device = served.device;
-                    let cleared = self.cleared.clone();
+                    let (store, cleared) = (self.settings.store.clone(), self.cleared.clone());
                     tokio::spawn(async move {
-                        clear(device).await;
+                        clear(store, domid, device).await;
                         // No receiver means that the broker has ended.
                         let _ = cleared.send(node).await;
                     });
@@ -276,7 +280,7 @@ impl<S: Spawner> Broker<S> {
                     Event::Prepared(id)
                 }
                 // The guest was faster to go than its device to open.
-                None => return drop(tokio::spawn(clear(prepared.device))),
+                None => return drop(tokio::spawn(clear(self.settings.store.clone(), domid, prepared.device))),
             },
             Err(error) => Event::Refused(id, format!("{error:#}")),
         };
@@ -386,10 +390,14 @@ impl<S: Spawner> Broker<S> {
     }
 }
 
-/// Takes away what was made on the host for a device.
-async fn clear(Device { model, owner, .. }: Device) {
+/// Takes away what was made on the host for a device, and what is kept of it.
+async fn clear(store: FdStore, domid: u16, Device { id, model, owner, .. }: Device) {
+    let clear = move || {
+        store.release(Node { domid, id });
+        model.close(&owner);
+    };
     // It fails only if it panics, of which there is a message.
-    let _ = tokio::task::spawn_blocking(move || model.close(&owner)).await;
+    let _ = tokio::task::spawn_blocking(clear).await;
 }
 
 /// Perhaps the guest was not meant to use it; perhaps it died trying, before the window was claimed.

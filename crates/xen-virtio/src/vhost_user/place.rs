@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, anyhow, bail};
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::failure::Failure;
+use crate::process::duplicate;
 
 /// Where front-ends are to connect.
 pub(super) enum Place {
@@ -137,15 +137,4 @@ fn inherited(number: RawFd) -> anyhow::Result<UnixListener> {
         );
     }
     Ok(descriptor.into())
-}
-
-/// A descriptor of our own for one by its number, which need not be open. We send it to ourselves: so it is the kernel
-/// that looks, and gives one that is owned.
-fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    let (here, there) = UnixStream::pair()?;
-    here.send_with_fd(&[0_u8][..], number)?;
-    let (_, received) = there.recv_with_fd(&mut [0])?;
-    let descriptor = OwnedFd::from(received.ok_or(ErrorKind::NotFound)?);
-    fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
-    Ok(descriptor)
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod domain;
+pub mod manager;
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,12 +15,14 @@ use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use manager::Manager;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use testkit::xenstored::Xenstored;
 use tokio::sync::{mpsc, oneshot};
 use virtio_backend::Record;
 use xen_virtio::broker::prepare::Directories;
+use xen_virtio::broker::store::FdStore;
 use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{Broker, CLOSING_PATIENCE, DEATHS_PER_MINUTE, Request, Settings};
 use xen_virtio::channel::{Channel, ChannelError};
@@ -46,6 +49,8 @@ pub struct Rig {
     /// The domain that the broker runs in.
     domid: u16,
     broker: Option<JoinHandle<Vec<u16>>>,
+    /// Plays the service manager, if there is one.
+    pub manager: Option<Manager>,
 }
 
 /// Where the broker runs if that is not Dom0.
@@ -60,7 +65,7 @@ impl Rig {
     /// A broker in a driver domain, started over what `before` has put into xenstore.
     pub fn start_in_driver_domain(before: impl FnOnce(&Self)) -> (Self, Workers) {
         let (spawner, workers) = workers();
-        (Self::start_in(DRIVER_DOMAIN, spawner, CLOSING_PATIENCE, None, before), workers)
+        (Self::start_in(DRIVER_DOMAIN, spawner, CLOSING_PATIENCE, None, None, before), workers)
     }
 
     /// The same, serving one kind of device only, if one is given.
@@ -70,7 +75,13 @@ impl Rig {
         only: Option<u32>,
         before: impl FnOnce(&Self),
     ) -> Self {
-        Self::start_in(0, spawner, patience, only, before)
+        Self::start_in(0, spawner, patience, only, None, before)
+    }
+
+    /// A broker that a service manager has started.
+    pub fn start_under(manager: Manager) -> (Self, Workers) {
+        let (spawner, workers) = workers();
+        (Self::start_in(0, spawner, CLOSING_PATIENCE, None, Some(manager), |_| {}), workers)
     }
 
     fn start_in(
@@ -78,12 +89,13 @@ impl Rig {
         spawner: impl Spawner + Send + 'static,
         patience: Duration,
         only: Option<u32>,
+        manager: Option<Manager>,
         before: impl FnOnce(&Self),
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let xenstored = Xenstored::start_for(domid, directory.path().join("xenstored")).unwrap();
         let (requests, _) = mpsc::channel(1);
-        let mut rig = Self { xenstored, directory, requests, domid, broker: None };
+        let mut rig = Self { xenstored, directory, requests, domid, broker: None, manager };
         before(&rig);
         rig.start_broker(spawner, patience, only);
         rig
@@ -94,7 +106,9 @@ impl Rig {
         let socket = self.xenstored.socket().to_owned();
         let here = self.directory.path();
         let directories = Directories { configurations: here.to_owned(), runtime: here.to_owned() };
-        let settings = Settings { directories, only, closing_patience: patience, deaths_per_minute: DEATHS_PER_MINUTE };
+        let store = self.manager.as_ref().map_or_else(|| FdStore::new(None, Vec::new()), Manager::store);
+        let deaths_per_minute = DEATHS_PER_MINUTE;
+        let settings = Settings { directories, only, closing_patience: patience, deaths_per_minute, store };
         let (ready, is_ready) = std_mpsc::channel();
         self.requests = requests;
         self.broker = Some(thread::spawn(move || run_broker(socket, spawner, settings, for_broker, ready)));
@@ -109,7 +123,13 @@ impl Rig {
 
     /// Starts another broker in the place of one that has ended. Gives its workers.
     pub fn start_another(&mut self) -> Workers {
+        self.start_another_where(true)
+    }
+
+    /// The same, on a host that has the guests' domains still, or not any more.
+    pub fn start_another_where(&mut self, domains_exist: bool) -> Workers {
         let (spawner, workers) = workers();
+        workers.domains_exist(domains_exist);
         self.start_broker(spawner, CLOSING_PATIENCE, None);
         workers
     }
@@ -379,6 +399,11 @@ impl Workers {
     /// Whether the host has processes left.
     pub fn processes_can_be_started(&self, can: bool) {
         self.1.processes.store(can, Ordering::SeqCst);
+    }
+
+    /// Whether there are domains.
+    pub fn domains_exist(&self, they_do: bool) {
+        self.1.exist.store(they_do, Ordering::SeqCst);
     }
 
     /// Has all domains go, the broker notice, and domains of the same numbers come.
