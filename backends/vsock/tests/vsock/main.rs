@@ -16,6 +16,7 @@ mod connecting;
 mod credit;
 mod driver;
 mod ending;
+mod fields;
 mod flow;
 mod host_end;
 mod hostile;
