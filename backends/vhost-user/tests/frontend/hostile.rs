@@ -1,5 +1,6 @@
 //! Backends that lie: each costs its device, which a reset by the driver brings back, and nothing else.
 
+use testkit::cases;
 use testkit::device::eventually;
 use testkit::driver::{Descriptor, Registers};
 use vm_memory::{Bytes, GuestAddress};
@@ -47,9 +48,9 @@ fn found_out_by(lie: impl Fn(&Puppet, &Chain)) {
 
 #[test]
 fn g09_what_is_done_was_never_given() {
-    for id in [1, 63, 127, 128, 0xffff, 0x1_0000, u32::MAX] {
-        found_out_by(|puppet, taken| puppet.done(0, u32::from(taken.head) ^ id, 64));
-    }
+    // Another of the ring's, none of it, and numbers whose low bits are right.
+    let others = (0..32).map(|bit| 1 << bit).chain([63, 127, 0xffff, 0xffff_0000, u32::MAX]);
+    cases::each(others, |id| found_out_by(|puppet, taken| puppet.done(0, u32::from(taken.head) ^ id, 64)));
 }
 
 #[test]
@@ -67,9 +68,8 @@ fn g09_what_is_done_was_done_before() {
 
 #[test]
 fn g09_the_index_jumps() {
-    for index in [2, 128, 0x8000, u16::MAX] {
-        found_out_by(|puppet, _| puppet.set_used_index(0, index));
-    }
+    let jumps = (1..16).map(|bit| 1 << bit).chain([3, 127, 129, 0x7fff, 0x8001, u16::MAX]);
+    cases::each(jumps, |index| found_out_by(|puppet, _| puppet.set_used_index(0, index)));
 }
 
 #[test]
@@ -111,26 +111,51 @@ fn g09_an_answer_before_the_question() {
 #[test]
 fn g09_wrong_answers_to_what_is_asked_of_every_backend() {
     use request::*;
-    for question in [SET_FEATURES, SET_MEM_TABLE, SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_KICK, SET_VRING_ENABLE] {
-        for turn in [
-            Turn::Refuses,
-            // Another answer, a request in the place of an answer, another version, too short, too long, too much.
-            Turn::Says(reply(question + 1, 0)),
-            Turn::Says(message(question, 1, &[0; 8])),
-            Turn::Says(message(question, 6, &[0; 8])),
-            Turn::Says(message(question, 5, &[0; 4])),
-            Turn::Says(message(question, 5, &[0; 12])),
-            Turn::Says([question, 5, u32::MAX].map(u32::to_ne_bytes).concat()),
-            Turn::SaysWithDescriptor(reply(question, 0)),
-        ] {
-            let (puppet, guest) = rig();
-            offer(&guest);
-            puppet.take(0);
-            puppet.turn(question, turn);
-            puppet.hang_up();
-            assert_found_out(&puppet, &guest);
-        }
-    }
+    let questions = [
+        SET_OWNER,
+        SET_FEATURES,
+        SET_PROTOCOL_FEATURES,
+        SET_MEM_TABLE,
+        SET_VRING_NUM,
+        SET_VRING_BASE,
+        SET_VRING_ADDR,
+        SET_VRING_KICK,
+        SET_VRING_CALL,
+        SET_VRING_ENABLE,
+        SET_BACKEND_REQ_FD,
+    ];
+    let inputs = questions.into_iter().flat_map(|question| wrong_answers(question).map(|turn| (question, turn)));
+    cases::each(inputs, |(question, turn)| {
+        let (puppet, guest) = rig();
+        offer(&guest);
+        puppet.take(0);
+        puppet.turn(question, turn);
+        puppet.hang_up();
+        assert_found_out(&puppet, &guest);
+    });
+}
+
+/// Answers that are none to this question, for which a reply with a number is due.
+fn wrong_answers(question: u32) -> [Turn; 14] {
+    [
+        Turn::Refuses,
+        // Another answer, and requests in the place of one.
+        Turn::Says(reply(question + 1, 0)),
+        Turn::Says(reply(0, 0)),
+        Turn::Says(reply(u32::MAX, 0)),
+        Turn::Says(message(question, 1, &[0; 8])),
+        // Other versions.
+        Turn::Says(message(question, 4, &[0; 8])),
+        Turn::Says(message(question, 6, &[0; 8])),
+        Turn::Says(message(question, 7, &[0; 8])),
+        // Too short, too long, and too much.
+        Turn::Says(message(question, 5, &[])),
+        Turn::Says(message(question, 5, &[0; 4])),
+        Turn::Says(message(question, 5, &[0; 12])),
+        Turn::Says(message(question, 5, &[0; 4096])),
+        Turn::Says([question, 5, u32::MAX].map(u32::to_ne_bytes).concat()),
+        Turn::SaysWithDescriptor(reply(question, 0)),
+    ]
 }
 
 #[test]
