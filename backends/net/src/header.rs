@@ -115,7 +115,7 @@ impl Header {
     pub(crate) fn for_driver(self, offloads: u64) -> Option<Self> {
         let mut clean = Self::default();
         let needed = match self.gso_type & !GSO_ECN {
-            GSO_NONE => 0,
+            GSO_NONE if self.gso_type == GSO_NONE => 0,
             GSO_TCPV4 => guest::TSO4,
             GSO_TCPV6 => guest::TSO6,
             GSO_UDP_L4 => guest::USO4 | guest::USO6,
@@ -125,6 +125,10 @@ impl Header {
         let checksum = if self.flags & NEEDS_CSUM == 0 { 0 } else { guest::CSUM };
         let needed = needed | ecn | checksum;
         if offloads & needed != needed {
+            return None;
+        }
+        // What is to be cut gets its checksums by that, so that they cannot be right already (§5.1.6.4.1).
+        if self.gso_type != GSO_NONE && (checksum == 0 || matches!(self.gso_size.get(), 0 | NO_SIZE)) {
             return None;
         }
         if checksum != 0 {
@@ -235,5 +239,51 @@ mod tests {
         let partial = Header { gso_type: GSO_NONE, ..tcp4() };
         assert_eq!(partial.for_driver(0), None);
         assert!(partial.for_driver(guest::CSUM).is_some());
+    }
+
+    #[test]
+    fn spec_5_1_6_4_1_what_the_driver_is_to_cut_needs_its_checksum_and_says_into_what() {
+        let cut_off = [
+            Header { flags: 0, ..tcp4() },
+            Header { flags: DATA_VALID, ..tcp4() },
+            Header { gso_size: 0.into(), ..tcp4() },
+            Header { gso_size: NO_SIZE.into(), ..tcp4() },
+        ];
+        for header in cut_off {
+            assert_eq!(header.for_driver(guest::ALL), None, "{header:?}");
+        }
+        assert_eq!(tcp4().for_driver(guest::ALL), Some(tcp4()));
+    }
+
+    #[test]
+    fn spec_5_1_6_4_1_no_header_of_the_hosts_says_more_than_was_negotiated() {
+        let offloads = [0, guest::CSUM, guest::CSUM | guest::TSO4, guest::CSUM | guest::TSO6 | guest::ECN, guest::ALL];
+        let types = (0..8).chain([0x40, 0x7f]).chain(0x80..0x88).chain([0xff]);
+        let headers = types.flat_map(|gso_type| {
+            (0..8).flat_map(move |flags| {
+                [0, 1448].map(|size| Header { flags, gso_type, gso_size: size.into(), ..tcp4() })
+            })
+        });
+        let inputs = headers.flat_map(|header| offloads.map(|offloads| (header, offloads)));
+        testkit::cases::each(inputs, |(header, offloads)| {
+            let Some(told) = header.for_driver(offloads) else { return };
+            let needed = match told.gso_type {
+                GSO_NONE => 0,
+                GSO_TCPV4 => guest::TSO4,
+                GSO_TCPV6 => guest::TSO6,
+                0x81 => guest::TSO4 | guest::ECN,
+                0x84 => guest::TSO6 | guest::ECN,
+                GSO_UDP_L4 => guest::USO4 | guest::USO6,
+                0x85 => guest::USO4 | guest::USO6 | guest::ECN,
+                other => panic!("a driver is told of {other}"),
+            };
+            assert_eq!(offloads & needed, needed);
+            assert!(told.flags == 0 || offloads & guest::CSUM != 0);
+            assert_eq!(told.flags & !(NEEDS_CSUM | DATA_VALID), 0, "RSC_INFO and what is reserved");
+            assert!(told.gso_type == GSO_NONE || told.flags == NEEDS_CSUM && told.gso_size != 0);
+            let reads_zero = told.flags & NEEDS_CSUM == 0;
+            assert!(!reads_zero || (told.csum_start.get(), told.csum_offset.get()) == (0, 0));
+            assert_eq!(told.num_buffers, 0, "it is not the host's to say");
+        });
     }
 }

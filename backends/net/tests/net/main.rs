@@ -13,11 +13,14 @@
 #![allow(unreachable_pub, reason = "nothing outside could reach into a test")]
 
 mod batches;
+mod commands;
+mod conformance;
 mod control;
 mod driver;
 mod fake;
 mod features;
 mod guest;
+mod headers;
 #[path = "../host/harness.rs"]
 #[allow(dead_code, reason = "the tests of the host's end use all of it")]
 mod isolated;

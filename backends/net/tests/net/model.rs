@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use testkit::cases;
 use testkit::driver::{Descriptor, Way};
 use virtio_net::Net;
 use virtio_net::engine::{HEADER_LEN, MAX_FRAME};
@@ -98,10 +99,5 @@ fn round(way: Way, random: &mut Random) {
 #[test]
 fn f03_buffers_and_packets_of_all_shapes() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
-    for number in 0..60 {
-        for way in Way::ALL {
-            println!("round {number}, {way:?}");
-            round(way, &mut random);
-        }
-    }
+    cases::each((0..60).flat_map(|number| Way::ALL.map(|way| (number, way))), |(_number, way)| round(way, &mut random));
 }
