@@ -18,9 +18,6 @@ use vm_memory::Bytes;
 
 use crate::Ledger;
 
-/// Changes whenever something in a record changes its place or its meaning.
-const VERSION: u64 = 1;
-
 /// "xvrecord", in the first word.
 const MAGIC: u64 = u64::from_le_bytes(*b"xvrecord");
 
@@ -55,11 +52,14 @@ pub enum RecordError {
     #[error("What is said to be the record of a device is none")]
     Foreign,
     /// Another version of this program has written it.
-    #[error("The record of a device is of version {0}, and this program knows version {VERSION}")]
+    #[error("The record of a device is of version {0}, and this program knows version {known}", known = Record::VERSION)]
     Version(u64),
 }
 
 impl Record {
+    /// Changes whenever something in a record changes its place or its meaning.
+    pub const VERSION: u64 = 1;
+
     /// An empty one, for a device that is new.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Record {
     pub fn new() -> io::Result<Self> {
         let memory = SharedMemory::new("virtio-record", LEN)?;
         let record = Self { memory: Arc::new(memory) };
-        record.store(VERSION_AT, VERSION);
+        record.store(VERSION_AT, Self::VERSION);
         record.store(0, MAGIC);
         Ok(record)
     }
@@ -84,7 +84,7 @@ impl Record {
         }
         let record = Self { memory: Arc::new(SharedMemory::of(file, 0, LEN)?) };
         match (record.load(0), record.load(VERSION_AT)) {
-            (MAGIC, VERSION) => Ok(record),
+            (MAGIC, Self::VERSION) => Ok(record),
             (MAGIC, version) => Err(RecordError::Version(version)),
             _ => Err(RecordError::Foreign),
         }
@@ -282,9 +282,9 @@ mod tests {
         let blank = SharedMemory::new("blank", LEN).unwrap();
         assert!(matches!(Record::of(blank.as_fd().try_clone_to_owned().unwrap()), Err(RecordError::Foreign)));
         let record = Record::new().unwrap();
-        record.store(VERSION_AT, VERSION + 1);
+        record.store(VERSION_AT, Record::VERSION + 1);
         let refused = Record::of(record.as_fd().try_clone_to_owned().unwrap());
-        assert!(matches!(refused, Err(RecordError::Version(version)) if version == VERSION + 1));
+        assert!(matches!(refused, Err(RecordError::Version(version)) if version == Record::VERSION + 1));
     }
 
     #[test]

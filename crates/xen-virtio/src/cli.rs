@@ -54,6 +54,12 @@ pub enum Command {
     /// `xen-virtio list` shows how many requests wait, and for how long. What fails again is held again. Exit code: 0 they
     /// are tried, 1 there are none.
     Resume(Resume),
+    /// Put another version in the place of the one that runs; guests go on
+    ///
+    /// Asks the `serve` that runs to become another program, which takes all guests over and starts their workers anew: I/O
+    /// takes a moment longer. A program that cannot go on with what the running one would leave is refused before anything is
+    /// touched. Exit code: 0 everything is served by the new program, 1 it is refused, or not everything goes on.
+    Upgrade(Upgrade),
     /// Sit at a guest's console, or at another of its ports; leave with Ctrl-]
     ///
     /// Where standard input is no terminal it is sent until it ends, and what comes is printed until nothing has come for
@@ -79,6 +85,9 @@ pub enum Command {
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
     Worker,
+    /// Say which versions' guests can be gone on with; asked by the `serve` whose place it is to take
+    #[command(hide = true)]
+    Follows(Follows),
 }
 
 /// Options of `serve`.
@@ -225,6 +234,25 @@ pub struct VhostUser {
     pub keys: Vec<String>,
 }
 
+/// Options of `upgrade`.
+#[derive(Args, Debug)]
+pub struct Upgrade {
+    /// The program that is to run. Default: the one that was called
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+    #[command(flatten)]
+    /// Where the broker lives.
+    pub runtime: Runtime,
+}
+
+/// Options of `follows`.
+#[derive(Args, Debug)]
+pub struct Follows {
+    /// How it would be started, beginning with its name
+    #[arg(last = true)]
+    pub command: Vec<OsString>,
+}
+
 /// A network cable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cable {
@@ -264,6 +292,14 @@ impl Cli {
     /// a place of its own.
     pub fn of_this_process() -> Self {
         Self::parse_from(with_kind(std::env::args_os().collect()))
+    }
+
+    /// Reads another command line, in the same way.
+    ///
+    /// # Errors
+    /// It is none of ours.
+    pub fn parse_line(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(with_kind(arguments))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Asking the running broker, for the commands that do: `list`, `link`, `resize`, `resume`, `wait`.
+//! Asking the running broker, for the commands that do: `list`, `link`, `resize`, `resume`, `upgrade`, `wait`.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,6 +27,15 @@ pub fn list(directory: &Path) -> anyhow::Result<Listing> {
 /// None runs there, it does not answer, or it does not do it.
 pub fn operate(directory: &Path, question: &Question) -> anyhow::Result<()> {
     ask::<Outcome>(directory, question)?.map_err(|why| anyhow!(why))
+}
+
+/// Has it become another program, by this absolute path. Gives that one's version.
+///
+/// # Errors
+/// None runs there, it does not answer, or that program cannot take its place.
+pub fn upgrade(directory: &Path, binary: &Path) -> anyhow::Result<String> {
+    ask::<Result<String, String>>(directory, &Question::Upgrade { binary: binary.to_owned() })?
+        .map_err(|why| anyhow!(why))
 }
 
 fn ask<A: DeserializeOwned>(directory: &Path, question: &Question) -> anyhow::Result<A> {

@@ -25,5 +25,7 @@ mod process;
 pub mod protocol;
 pub mod serve;
 pub mod toolstack;
+pub mod upgrade;
+pub mod versions;
 pub mod vhost_user;
 pub mod worker;

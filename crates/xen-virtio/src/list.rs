@@ -128,7 +128,7 @@ mod tests {
     fn guest(name: &str, device: DeviceListing) -> Listing {
         let counters = BTreeMap::from([("traps".into(), 99)]);
         let (name, devices) = (Some(name.into()), vec![device]);
-        Listing { guests: vec![GuestListing { domid: 7, name, restarts: 0, counters, devices }] }
+        Listing { guests: vec![GuestListing { domid: 7, name, restarts: 0, counters, devices }], ..Listing::default() }
     }
 
     #[test]

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_known_by_name_and_by_domain_id() {
-        let listing = Listing { guests: vec![guest(&[])] };
+        let listing = Listing { guests: vec![guest(&[])], ..Listing::default() };
 
         assert!(find(&listing, "web").is_some() && find(&listing, "7").is_some());
         assert!(find(&listing, "8").is_none());

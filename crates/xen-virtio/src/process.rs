@@ -1,11 +1,12 @@
 //! What a process that serves arranges with the kernel.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions, getrlimit, setrlimit, waitpid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -70,6 +71,28 @@ pub(crate) fn survive_file_size_limit() {
 pub(crate) fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Reaps the children that this process had before it became this program, when they end: nobody else knows of them. Has to
+/// be called in a tokio runtime with I/O, on the process's first thread.
+///
+/// # Errors
+/// The host does not allow signals to be caught.
+pub(crate) fn reap_inherited() -> io::Result<()> {
+    // A kernel that does not tell leaves them dead until we end, which costs a number each.
+    let text = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    let mut inherited: Vec<_> = text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+    let mut one_ended = signal(SignalKind::child())?;
+    tokio::spawn(async move {
+        loop {
+            inherited.retain(|pid| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)));
+            if inherited.is_empty() {
+                return;
+            }
+            one_ended.recv().await;
+        }
+    });
+    Ok(())
 }
 
 /// A descriptor of our own for one by its number, which need not be open. We send it to ourselves: so it is the kernel

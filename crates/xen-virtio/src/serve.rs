@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use rustix::fs::{FlockOperation, flock};
@@ -12,12 +12,13 @@ use xenstore::Store;
 use crate::broker::prepare::Directories;
 use crate::broker::spawn::{OwnBinary, find_xen};
 use crate::broker::store::FdStore;
-use crate::broker::{Broker, CLOSING_PATIENCE, Request, Settings, control};
+use crate::broker::successor::become_program;
+use crate::broker::{Broker, CLOSING_PATIENCE, End, Request, Settings, control};
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::logging;
 use crate::model::Model;
-use crate::process::{StopSignals, allow_descriptors};
+use crate::process::{StopSignals, allow_descriptors, reap_inherited};
 use crate::toolstack::fixed::Fixed;
 use crate::toolstack::{Toolstack, nodes};
 
@@ -35,10 +36,19 @@ pub fn run(options: &Serve) -> Result<(), Failure> {
     // What a device has open, the broker has open as long.
     allow_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("Cannot start the event loop")?.block_on(serve(options))
+    let runtime = runtime.context("Cannot start the event loop")?;
+    let successor = runtime.block_on(serve(options))?;
+    // Waits for what is being done beside the loop.
+    drop(runtime);
+    match successor {
+        Some(program) => Err(become_program(&program).into()),
+        None => Ok(()),
+    }
 }
 
-async fn serve(options: &Serve) -> Result<(), Failure> {
+/// Serves until stopped; for another program to take over, if one is given.
+async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
+    reap_inherited().context("Cannot catch signals")?;
     let toolstack = match &options.static_file {
         Some(file) => Toolstack::Static(Fixed::load(file).map_err(anyhow::Error::from)?),
         None => Toolstack::Libxl(connect().await.map_err(anyhow::Error::from)?),
@@ -63,13 +73,13 @@ async fn serve(options: &Serve) -> Result<(), Failure> {
         deaths_per_minute: options.restarts,
         store: FdStore::of_this_process()?,
     };
-    let left =
-        Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await.context("Cannot watch xenstore")?;
-    if !left.is_empty() {
+    let ended = Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await;
+    let End { left, successor } = ended.context("Cannot watch xenstore")?;
+    if !left.is_empty() && successor.is_none() {
         tracing::warn!(name: "broker.left", guests = ?left,
             "Stopped; these guests' devices go on working, each served by its worker until the guest ends");
     }
-    Ok(())
+    Ok(successor)
 }
 
 /// Connects to xenstored, and says from where.

@@ -396,12 +396,12 @@ fn h05_a_restart_of_xenstored_loses_nothing() {
 
 #[test]
 fn a_broker_that_is_stopped_leaves_guests_to_their_workers() {
-    let (rig, workers) = Rig::start();
+    let (mut rig, workers) = Rig::start();
     let worker = serve_one(&rig, &workers, 5);
 
     rig.request(Request::Stop);
 
-    assert_eq!(rig.end(), [5]);
+    assert_eq!(rig.wait_for_end().left, [5]);
     assert!(matches!(worker.channel.try_receive::<Order>(), Ok(None)), "it is told nothing but that we are gone");
     assert!(!worker.is_killed());
 }
@@ -477,5 +477,5 @@ fn a_question_that_makes_no_sense_gets_an_error_and_the_next_an_answer() {
     }
     let endless = format!("{}\n", "x".repeat(4095));
     assert!(String::from_utf8(ask(&rig, &endless)).unwrap().contains("error"));
-    assert_eq!(ask(&rig, "\"list\"\n"), b"{\"guests\":[]}");
+    assert!(String::from_utf8(ask(&rig, "\"list\"\n")).unwrap().contains("\"guests\":[]"));
 }

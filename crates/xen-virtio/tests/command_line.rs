@@ -4,6 +4,8 @@
 
 use std::process::{Command, Output, Stdio};
 
+use xen_virtio::versions::Versions;
+
 fn xen_virtio(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xen-virtio"))
         .args(arguments)
@@ -28,7 +30,37 @@ fn help_says_what_it_is_for_and_hides_the_worker() {
     let text = words(&output.stdout);
     assert!(output.status.success());
     assert!(text.contains("Serves virtio devices to Xen guests") && text.contains("serve") && text.contains("list"));
-    assert!(!text.contains("worker"), "{text}");
+    assert!(!text.contains("worker") && !text.contains("follows"), "{text}");
+}
+
+#[test]
+fn whether_it_can_follow_is_told_by_the_command_line_that_it_would_be_started_with() {
+    let output = xen_virtio(&["follows", "--", "virtio-net", "serve", "--restarts", "3"]);
+    let versions: Versions = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), versions.follow_this_program()), (Some(0), Ok(())));
+
+    for (strange, said) in
+        [(&["xen-virtio", "serve", "--later-option"][..], "--later-option"), (&["xen-virtio", "list"], "serve")]
+    {
+        let output = xen_virtio(&[&["follows", "--"], strange].concat());
+
+        let words = words(&output.stderr);
+        assert!(output.status.code() == Some(2) && words.contains(said) && output.stdout.is_empty(), "{words}");
+    }
+}
+
+#[test]
+fn an_upgrade_names_what_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = format!("--run={}", directory.path().display());
+    for (arguments, said) in
+        [(vec!["upgrade", &run], "does not run"), (vec!["upgrade", &run, "--binary", "/none"], "/none")]
+    {
+        let output = xen_virtio(&arguments);
+
+        let words = words(&output.stderr);
+        assert!(output.status.code() == Some(1) && words.contains(said), "{words}");
+    }
 }
 
 #[test]

@@ -194,6 +194,11 @@ fn end_both(rig: &mut Rig, worker: TestWorker, given: Vec<OwnedFd>) {
     drop((worker, given));
 }
 
+/// How the disk is called there.
+fn kept_name(generation: u64) -> String {
+    format!("5/virtio_disk/{XVDA}/{generation}")
+}
+
 fn kept(rig: &Rig) -> Vec<String> {
     rig.manager.as_ref().unwrap().names()
 }
@@ -208,7 +213,7 @@ fn a_guest_whose_worker_and_broker_end_at_once_is_gone_on_with_from_the_service_
     drop(note);
 
     for generation in 0..3 {
-        assert_eq!(kept(&rig), [format!("5/virtio_disk/{XVDA}/{generation}")]);
+        assert_eq!(kept(&rig), [kept_name(generation)]);
         end_both(&mut rig, worker, descriptors);
         let workers = rig.start_another();
 
@@ -274,8 +279,8 @@ fn of_two_entries_the_newer_counts() {
     // As a broker leaves it that ends when it has kept a device again, and not given back what was kept before.
     let (stale, _) = Channel::pair().unwrap();
     let manager = rig.manager.as_ref().unwrap();
-    let newest = manager.rename(&format!("5/virtio_disk/{XVDA}/0"), &format!("5/virtio_disk/{XVDA}/8"));
-    manager.put(&format!("5/virtio_disk/{XVDA}/7"), stale.into());
+    let newest = manager.rename(&kept_name(0), &kept_name(8));
+    manager.put(&kept_name(7), stale.into());
     assert!(newest);
 
     end_both(&mut rig, worker, descriptors);
@@ -284,7 +289,7 @@ fn of_two_entries_the_newer_counts() {
     let worker = workers.next();
     let (again, descriptors) = given(&worker);
     assert_eq!((again, inodes(&descriptors)), (device, inodes_given));
-    wait_until(|| kept(&rig) == [format!("5/virtio_disk/{XVDA}/9")]);
+    wait_until(|| kept(&rig) == [kept_name(9)]);
 }
 
 /// Both end at once, and the next broker finds no record that it could go on with.
@@ -324,6 +329,31 @@ fn a_device_whose_record_is_of_another_version_is_given_up_and_answered_for() {
     rustix::io::pwrite(descriptors.last().unwrap(), &u64::MAX.to_le_bytes(), 8).unwrap();
 
     expect_given_up(rig, worker, &device, descriptors);
+}
+
+#[test]
+fn a_broker_that_makes_way_names_its_successor_and_keeps_nothing_for_itself_and_the_next_one_keeps_all_again() {
+    let (mut rig, workers) = Rig::start_under(Manager::start());
+    let (_worker, device, descriptors) = serve(&rig, None, &workers, XVDA);
+    let door = door(&rig);
+    rig.request(Request::MakeWay("/run/next".into()));
+    let ended = rig.wait_for_end();
+    assert_eq!((ended.left, ended.successor), (vec![DOMID], Some("/run/next".into())));
+    wait_until(|| kept(&rig).is_empty());
+
+    let before_it_yields = kept_name(0);
+    let manager = rig.manager.as_ref().unwrap().names_of();
+    let former = behind(door, move |channel| {
+        order(&channel).unwrap();
+        let given: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        channel.send(&Answer::Holds { id: device.id }, &given).unwrap();
+        channel.send(&Answer::HandedOver, &[]).unwrap();
+        assert_eq!(order(&channel), Some(Order::Yield));
+        wait_until(|| manager() == [before_it_yields.clone()]);
+    });
+    let workers = rig.start_another();
+    former.join().unwrap();
+    given(&workers.next());
 }
 
 #[test]

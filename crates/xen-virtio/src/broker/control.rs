@@ -6,21 +6,24 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use virtio_backend::Operation;
 
-use super::Request;
 pub use super::ask::Outcome;
 use super::guest::GuestView;
+use super::{Request, successor};
 use crate::model::Grants;
 use crate::protocol::{Counter, Report};
+use crate::versions::PROGRAM;
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control";
@@ -30,6 +33,12 @@ const QUESTION_MAX: u64 = 4096;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a worker may take to report; it needs a millisecond.
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// When this process first told it, in nanoseconds: another program in the same process has another one.
+static INSTANCE: LazyLock<u64> = LazyLock::new(|| {
+    let age = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or_default()
+});
 
 /// What can be asked.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -46,11 +55,20 @@ pub enum Question {
         /// What.
         operation: Operation,
     },
+    /// To become another program. The answer is that one's version, or why it cannot be.
+    Upgrade {
+        /// Its absolute path.
+        binary: PathBuf,
+    },
 }
 
 /// What is served.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Listing {
+    /// The broker's version.
+    pub program: String,
+    /// Tells this broker from those before and after it.
+    pub instance: u64,
     /// The guests, by domain id.
     pub guests: Vec<GuestListing>,
 }
@@ -95,6 +113,13 @@ pub struct DeviceListing {
     pub counters: BTreeMap<String, u64>,
 }
 
+impl Listing {
+    /// The devices of all guests.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceListing> {
+        self.guests.iter().flat_map(|guest| &guest.devices)
+    }
+}
+
 /// Makes the socket.
 ///
 /// # Errors
@@ -136,18 +161,31 @@ async fn answer(mut client: UnixStream, requests: mpsc::Sender<Request>) -> io::
     let (from, mut to) = client.split();
     let mut line = String::new();
     BufReader::new(from.take(QUESTION_MAX)).read_line(&mut line).await?;
-    let reply = match serde_json::from_str(&line) {
-        Ok(Question::List) => serde_json::to_vec(&list(&requests).await)?,
+    match serde_json::from_str(&line) {
+        Ok(Question::List) => reply(&mut to, &list(&requests).await).await,
         Ok(Question::Operate { guest, device, operation }) => {
-            let (reply, outcome) = oneshot::channel();
+            let (outcome, done) = oneshot::channel();
             // A broker that is ending does nothing.
-            let _ = requests.send(Request::Operate { guest, device, operation, reply }).await;
-            let outcome = timeout(REPORT_PATIENCE, outcome).await.ok().and_then(Result::ok);
-            serde_json::to_vec(&outcome.unwrap_or_else(|| Err("The device's worker does not answer".to_owned())))?
+            let _ = requests.send(Request::Operate { guest, device, operation, reply: outcome }).await;
+            let done = timeout(REPORT_PATIENCE, done).await.ok().and_then(Result::ok);
+            let done: Outcome = done.unwrap_or_else(|| Err("The device's worker does not answer".to_owned()));
+            reply(&mut to, &done).await
         }
-        Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() }))?,
-    };
-    to.write_all(&reply).await?;
+        Ok(Question::Upgrade { binary }) => {
+            let program = successor::ask(&binary).await;
+            reply(&mut to, &program).await?;
+            if program.is_ok() {
+                // A broker that is ending does nothing.
+                let _ = requests.send(Request::MakeWay(binary)).await;
+            }
+            Ok(())
+        }
+        Err(error) => reply(&mut to, &serde_json::json!({ "error": error.to_string() })).await,
+    }
+}
+
+async fn reply(to: &mut WriteHalf<'_>, answer: &impl Serialize) -> io::Result<()> {
+    to.write_all(&serde_json::to_vec(answer)?).await?;
     to.shutdown().await
 }
 
@@ -160,7 +198,7 @@ async fn list(requests: &mpsc::Sender<Request>) -> Listing {
         let report = timeout(REPORT_PATIENCE, report).await.ok().and_then(Result::ok).unwrap_or_default();
         guests.push(merge(view, report));
     }
-    Listing { guests }
+    Listing { program: PROGRAM.to_owned(), instance: *INSTANCE, guests }
 }
 
 /// Adds what the worker says to what the broker knows; nothing but names, numbers and words is taken from it.

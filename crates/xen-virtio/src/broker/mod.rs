@@ -15,12 +15,14 @@ mod look;
 mod notes;
 pub mod prepare;
 mod serving;
+pub(crate) mod successor;
 pub mod spawn;
 pub mod store;
 mod takeover;
 pub mod worker;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -62,6 +64,17 @@ pub enum Request {
     },
     /// End, and leave guests to their workers.
     Stop,
+    /// End as well, for this program to take over.
+    MakeWay(PathBuf),
+}
+
+/// How a broker ended.
+#[derive(Debug)]
+pub struct End {
+    /// The guests that are left to their workers.
+    pub left: Vec<u16>,
+    /// The program that is to take over.
+    pub successor: Option<PathBuf>,
 }
 
 /// What can be chosen.
@@ -114,7 +127,7 @@ impl<S: Spawner> Broker<S> {
         settings: Settings,
         mut requests: mpsc::Receiver<Request>,
         ready: impl FnOnce(),
-    ) -> Result<Vec<u16>, xenstore::Error> {
+    ) -> Result<End, xenstore::Error> {
         let mut sightings = toolstack.listen().await?;
         let (prepared, mut from_preparation) = mpsc::channel(QUEUE);
         let (heard, mut from_workers) = mpsc::channel(QUEUE);
@@ -139,7 +152,12 @@ impl<S: Spawner> Broker<S> {
                     Request::Operate { guest, device, operation, reply } => {
                         broker.operate(&guest, &device, operation, reply);
                     }
-                    Request::Stop => return Ok(broker.in_use()),
+                    Request::Stop => return Ok(End { left: broker.in_use(), successor: None }),
+                    Request::MakeWay(successor) => {
+                        // It keeps anew what it goes on with: it is not told what is kept.
+                        broker.settings.store.retain(|_| false);
+                        return Ok(End { left: broker.in_use(), successor: Some(successor) });
+                    }
                 },
                 () = tokio::time::sleep_until(next_deadline.unwrap_or_else(Instant::now)), if next_deadline.is_some() =>
                 {

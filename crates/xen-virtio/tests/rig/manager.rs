@@ -37,7 +37,13 @@ impl Manager {
 
     /// The names of what is kept.
     pub fn names(&self) -> Vec<String> {
-        self.entries.lock().unwrap().iter().map(|(name, _)| name.clone()).collect()
+        self.names_of()()
+    }
+
+    /// The same, for other threads to ask.
+    pub fn names_of(&self) -> impl Fn() -> Vec<String> + Send + 'static {
+        let entries = Arc::clone(&self.entries);
+        move || entries.lock().unwrap().iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// Keeps this as well.

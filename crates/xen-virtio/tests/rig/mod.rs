@@ -24,7 +24,7 @@ use virtio_backend::Record;
 use xen_virtio::broker::prepare::Directories;
 use xen_virtio::broker::store::FdStore;
 use xen_virtio::broker::worker::{Spawned, Spawner};
-use xen_virtio::broker::{Broker, CLOSING_PATIENCE, DEATHS_PER_MINUTE, Request, Settings};
+use xen_virtio::broker::{Broker, CLOSING_PATIENCE, DEATHS_PER_MINUTE, End, Request, Settings};
 use xen_virtio::channel::{Channel, ChannelError};
 use xen_virtio::model::{Class, Device, DeviceId, Place};
 use xen_virtio::protocol::{Answer, Former, Order, Report, VERSION};
@@ -48,7 +48,7 @@ pub struct Rig {
     pub requests: mpsc::Sender<Request>,
     /// The domain that the broker runs in.
     domid: u16,
-    broker: Option<JoinHandle<Vec<u16>>>,
+    broker: Option<JoinHandle<End>>,
     /// Plays the service manager, if there is one.
     pub manager: Option<Manager>,
 }
@@ -259,8 +259,8 @@ impl Rig {
         self.requests.blocking_send(request).unwrap();
     }
 
-    /// Waits for the broker's end; gives the guests it leaves to their workers.
-    pub fn end(mut self) -> Vec<u16> {
+    /// Waits for the broker's end.
+    pub fn wait_for_end(&mut self) -> End {
         self.broker.take().unwrap().join().unwrap()
     }
 }
@@ -281,7 +281,7 @@ fn run_broker(
     settings: Settings,
     requests: mpsc::Receiver<Request>,
     ready: std_mpsc::Sender<()>,
-) -> Vec<u16> {
+) -> End {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let options = Options { addresses: vec![Address::Socket(socket)], patience: PATIENCE };
