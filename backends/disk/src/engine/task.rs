@@ -347,6 +347,70 @@ mod tests {
         assert!(task.advance(errno(libc::EIO)).unwrap().is_err());
     }
 
+    /// Operations that move bytes, as they stand before the first call that does.
+    fn moving() -> [(&'static str, Task); 4] {
+        let transfer = || Transfer { memory: Buffers::new(), at: 0, span: SPAN };
+        let mut filling = zeroing(false, false);
+        assert!(filling.advance(errno(libc::EOPNOTSUPP)).is_none());
+        [
+            ("read", Task::new(Op::Read(transfer()), &target(false))),
+            ("write", Task::new(Op::Write { transfer: transfer(), stable: false }, &target(false))),
+            ("stable write", Task::new(Op::Write { transfer: transfer(), stable: true }, &target(true))),
+            ("zeroes", filling),
+        ]
+    }
+
+    fn offset(task: &mut Task) -> u64 {
+        match task.call() {
+            Call::Read { offset, .. } | Call::Write { offset, .. } => offset,
+            _ => panic!("a call that moves nothing"),
+        }
+    }
+
+    #[test]
+    fn e07_short_calls_go_on_and_interrupted_ones_are_made_again_to_the_last_byte() {
+        let steps = [1 << 20, 4096, 1000, SPAN.len as usize - 1, SPAN.len as usize];
+        testkit::cases::each(
+            steps.into_iter().flat_map(|step| [true, false].map(|is_interrupted| (step, is_interrupted))),
+            |(step, is_interrupted)| {
+                for (what, mut task) in moving() {
+                    let mut done = 0;
+                    loop {
+                        assert_eq!(offset(&mut task), SPAN.offset + done, "{what}");
+                        if is_interrupted {
+                            assert!(task.advance(errno(libc::EINTR)).is_none(), "{what}");
+                            assert_eq!(offset(&mut task), SPAN.offset + done, "{what}");
+                        }
+                        let moved = step.min((SPAN.len - done) as usize);
+                        done += moved as u64;
+                        let end = task.advance(Ok(moved));
+                        assert_eq!(end.is_some(), done == SPAN.len, "{what}, {done} done");
+                        if let Some(end) = end {
+                            break end.unwrap();
+                        }
+                    }
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn e07_what_moves_nothing_or_fails_ends_there_however_much_was_done() {
+        let errors =
+            [libc::EAGAIN, libc::EIO, libc::ENOSPC, libc::EFBIG, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::EINVAL];
+        let ends = errors.map(Some).into_iter().chain([None]);
+        let inputs = ends.flat_map(|end| [0, 1, 4096, SPAN.len as usize - 1].map(|before| (end, before)));
+        testkit::cases::each(inputs, |(end, before)| {
+            for (what, mut task) in moving() {
+                if before > 0 {
+                    assert!(task.advance(Ok(before)).is_none(), "{what}");
+                }
+                let error = task.advance(end.map_or(Ok(0), errno)).expect("it has ended").unwrap_err();
+                assert_eq!(error.raw_os_error(), end, "{what}");
+            }
+        });
+    }
+
     #[test]
     fn an_interrupted_call_is_made_again_and_a_short_one_goes_on() {
         let mut task = zeroing(false, false);

@@ -171,7 +171,7 @@ on_each_engine! {
         assert_eq!((first.reset().flush(), second.reset().flush()), (OK, OK));
     }
 
-    fn zeroes_on_a_read_of_what_was_never_written(engine) {
+    fn e14_a_hole_in_an_image_reads_as_zeroes_and_can_be_written(engine) {
         let builder = Builder::new(engine).contents(Vec::new());
         std::fs::File::create(builder.path()).unwrap().set_len(1 << 20).unwrap();
         let image = Image::open(&builder.path(), builder.config.access()).unwrap();

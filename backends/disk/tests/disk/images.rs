@@ -125,7 +125,7 @@ impl Drop for LoopDevice {
 }
 
 on_each_engine! {
-    fn a_block_device_is_a_disk(engine) {
+    fn e14_a_block_device_is_a_disk(engine) {
         let (_folder, path) = folder_with_image(1 << 20);
         let Some(device) = LoopDevice::attach(&path) else { return };
         let image = Image::open(&device.0, Access::default()).unwrap();
@@ -164,7 +164,7 @@ fn a_block_device_can_have_larger_blocks_than_its_own_and_no_smaller_ones() {
 }
 
 #[test]
-fn a_block_device_that_is_claimed_is_refused() {
+fn e14_a_block_device_that_is_claimed_is_refused() {
     let (_folder, path) = folder_with_image(1 << 20);
     let Some(device) = LoopDevice::attach(&path) else { return };
     let first = Image::open(&device.0, Access::default()).unwrap();
