@@ -232,6 +232,74 @@ mod tests {
         assert_eq!(control.next(1, NOBODY), None, "never a port beyond max_nr_ports");
     }
 
+    /// What a driver may say, and what may happen on the host, in a console of two ports.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Hear(u32, u16, u16),
+        Attach(bool),
+        /// The driver gives as many buffers as there is to say.
+        Tell,
+    }
+
+    const STEPS: [Step; 12] = [
+        Step::Hear(0, event::DEVICE_READY, 1),
+        Step::Hear(1, event::DEVICE_READY, 0),
+        Step::Hear(0, event::PORT_READY, 1),
+        Step::Hear(0, event::PORT_READY, 0),
+        Step::Hear(1, event::PORT_READY, 1),
+        Step::Hear(2, event::PORT_READY, 1),
+        Step::Hear(0, event::PORT_OPEN, 1),
+        Step::Hear(0, event::PORT_ADD, 1),
+        Step::Hear(1, 2, 1),
+        Step::Attach(true),
+        Step::Attach(false),
+        Step::Tell,
+    ];
+
+    /// In whatever order they come, a port is added once and then introduced once, nothing is said of one that does not
+    /// exist or is not ready, and its state is not told twice.
+    #[test]
+    fn spec_5_3_6_2_1_no_order_of_messages_adds_a_port_twice_or_one_that_there_is_not() {
+        let orders = (0..STEPS.len().pow(4)).map(|number| {
+            let digit = |place: u32| STEPS[number / STEPS.len().pow(place) % STEPS.len()];
+            // Half of what there is to see comes after the ports are there.
+            let [ready, tell] = [STEPS[0], Step::Tell];
+            [digit(0), ready, tell, digit(1), digit(2), tell, digit(3), tell]
+        });
+        testkit::cases::each(orders, |steps| {
+            let mut control = Control::new(2);
+            let (mut is_attached, mut is_ready) = (false, [false; 2]);
+            let mut all: [Vec<Message>; 2] = Default::default();
+            for step in steps {
+                match step {
+                    Step::Attach(now) => is_attached = now,
+                    Step::Hear(id, what, value) => {
+                        let heard = control.hear(header(id, what, value));
+                        if what == event::PORT_READY && heard.is_ok() {
+                            is_ready[id as usize] |= value == 1;
+                        }
+                    }
+                    Step::Tell => {
+                        let now = Now { name: Some("agent"), is_attached, size: None };
+                        for port in 0..2 {
+                            all[port].extend(said(&mut control, port, now));
+                        }
+                        assert_eq!(control.next(2, now), None);
+                    }
+                }
+            }
+            for (port, all) in all.iter().enumerate() {
+                let count = |message: Message| all.iter().filter(|other| **other == message).count();
+                assert!(all.is_empty() || all[0] == Message::Add);
+                assert!(count(Message::Add) <= 1 && count(Message::Name) <= 1);
+                assert!(count(Message::Console) <= usize::from(port == CONSOLE));
+                assert!(all.len() <= 1 || is_ready[port]);
+                let opens: Vec<_> = all.iter().filter(|message| matches!(message, Message::Open(_))).collect();
+                assert!(opens.iter().enumerate().all(|(at, open)| **open == Message::Open(at % 2 == 0)));
+            }
+        });
+    }
+
     #[test]
     fn changes_that_cancel_each_other_are_not_told() {
         let mut control = Control::new(1);

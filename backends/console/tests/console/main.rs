@@ -22,3 +22,4 @@ mod output;
 mod ports;
 mod resizing;
 mod stdio;
+mod tables;

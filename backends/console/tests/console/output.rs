@@ -112,7 +112,7 @@ fn loses_nothing(sink: &str, open: impl FnOnce(&Path) -> File + Send) -> bool {
 }
 
 #[test]
-fn a_slow_reader_that_goes_on_reading_loses_nothing() {
+fn g01_a_slow_reader_that_goes_on_reading_loses_nothing() {
     wait_until("a reader of a pty loses nothing", || loses_nothing("pty", terminal));
     let connect = |path: &Path| File::from(OwnedFd::from(connection(path)));
     wait_until("a reader of a socket loses nothing", || loses_nothing("socket", connect));

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
-use testkit::driver::{Descriptor, Register, Registers};
+use testkit::driver::{Descriptor, RawQueue, Register, Registers, status};
 
 use crate::harness::{CID, Guest, HOST, Packet, RX_DATA, op, read_line, wait_for};
 
@@ -24,6 +24,24 @@ fn spec_5_10_3_streams_are_offered_and_may_not_be_declined_if_they_are_not_impli
         guest.transport.reset();
         assert_eq!(guest.transport.negotiate(version_1 | features), good, "{features}");
     }
+}
+
+#[test]
+fn spec_5_10_3_2_without_any_feature_negotiated_there_are_streams() {
+    let mut guest = Guest::new();
+    guest.transport.reset();
+    [&guest.rx, &guest.tx, &guest.event].into_iter().for_each(RawQueue::clear);
+    guest.forget_buffers();
+    assert!(guest.transport.negotiate(1 << 32));
+    for (index, queue) in [(0, &guest.rx), (1, &guest.tx), (2, &guest.event)] {
+        guest.transport.set_up_queue(index, queue);
+    }
+    guest.transport.add_status(status::DRIVER_OK);
+    guest.offer_usual_buffers();
+
+    let listener = guest.listen(1024);
+    let _host = guest.connect(5000, &listener);
+    guest.accept(80);
 }
 
 #[test]
