@@ -4,10 +4,12 @@
 use std::fmt;
 
 use testkit::cases;
-use testkit::driver::Descriptor;
+use testkit::driver::{Descriptor, Way};
 use virtio_disk::{Cache, Config, EngineKind};
 
-use crate::harness::{Builder, DATA, F_FLUSH, IOERR, OK, Rig, SECTOR, UNSUPP, UNTOUCHED, kind, pattern, segment};
+use crate::harness::{
+    Builder, DATA, F_FLUSH, IOERR, OK, Reach, Rig, SECTOR, UNSUPP, UNTOUCHED, kind, pattern, segment,
+};
 
 const SECTORS: u64 = 64;
 const SECURE_ERASE: u32 = 14;
@@ -51,12 +53,13 @@ enum Pieces {
 const PIECES: [Pieces; 5] = [Pieces::Usual, Pieces::Two, Pieces::Thirteens, Pieces::AmongEmpties, Pieces::InTable];
 
 /// The disks that are asked, and what their drivers negotiated.
-const DISKS: [(&str, fn(&mut Config), u64); 5] = [
-    ("with a cache", |_| {}, F_FLUSH | F_OTHERS),
-    ("of a driver that took no feature", |_| {}, 0),
-    ("write-through", |config| config.cache = Cache::Writethrough, F_OTHERS),
-    ("read-only", |config| config.read_only = true, 0),
-    ("without discards", |config| config.discard = false, F_FLUSH),
+const DISKS: [(&str, fn(&mut Config), u64, Way); 6] = [
+    ("with a cache", |_| {}, F_FLUSH | F_OTHERS, Way::Frames),
+    ("of a driver that took no feature", |_| {}, 0, Way::Frames),
+    ("write-through", |config| config.cache = Cache::Writethrough, F_OTHERS, Way::Frames),
+    ("read-only", |config| config.read_only = true, 0, Way::Frames),
+    ("without discards", |config| config.discard = false, F_FLUSH, Way::Frames),
+    ("of a guest that grants its memory", |_| {}, F_FLUSH | F_OTHERS, Way::Grants),
 ];
 
 /// What comes of a request.
@@ -104,18 +107,19 @@ fn answer(config: &Config, asked: &Asked) -> Answer {
 
 /// A disk, and what must be on it.
 struct Table {
+    way: Way,
     config: Config,
     rig: Rig,
     contents: Vec<u8>,
 }
 
 impl Table {
-    fn new(change: fn(&mut Config), features: u64) -> Self {
+    fn new(change: fn(&mut Config), features: u64, way: Way) -> Self {
         let contents = pattern(SECTORS as usize * SECTOR, 5);
         let builder = Builder::new(EngineKind::Plain).contents(contents.clone()).features(features).config(change);
         let config = Config { serial: "vol-0815".into(), ..builder.config.clone() };
-        let rig = builder.config(|config| config.serial = "vol-0815".into()).start();
-        Self { config, rig, contents }
+        let rig = builder.config(|config| config.serial = "vol-0815".into()).reach(Reach::By(way)).start();
+        Self { way, config, rig, contents }
     }
 
     /// Asks, and compares everything that can be told apart with what is right.
@@ -196,8 +200,11 @@ impl Table {
         (buffers.collect(), at)
     }
 
+    /// What goes into the ring. What a table holds is for the driver to grant; here it is left to the ring's own.
     fn chain(&self, pieces: Pieces, buffers: &[Descriptor]) -> Vec<Descriptor> {
-        let Pieces::InTable = pieces else { return buffers.to_vec() };
+        if self.way != Way::Frames || !matches!(pieces, Pieces::InTable) {
+            return buffers.to_vec();
+        }
         let last = buffers.len() - 1;
         let linked =
             (1..).zip(buffers).map(|(next, buffer)| if usize::from(next) > last { *buffer } else { buffer.then(next) });
@@ -208,9 +215,9 @@ impl Table {
 /// Asks each disk for all of it, in pieces of each kind by turns. How many pieces there are has no common divisor with
 /// how many inputs the tables below vary in their innermost loop.
 fn on_each_disk(asked: impl Fn() -> Vec<Asked>) {
-    for (name, change, features) in DISKS {
+    for (name, change, features, way) in DISKS {
         eprintln!("a disk {name}");
-        let mut table = Table::new(change, features);
+        let mut table = Table::new(change, features, way);
         cases::each(asked(), |asked| table.ask(&asked));
         table.rig.assert_alive();
     }
@@ -296,7 +303,7 @@ fn e03_the_serial_is_for_a_buffer_of_its_length() {
 fn e04_a_read_only_disk_is_as_it_was_whatever_its_driver_negotiated() {
     const RO: u64 = 1 << 5;
     for features in [0, RO, F_FLUSH, RO | F_FLUSH | F_OTHERS] {
-        let mut table = Table::new(|config| config.read_only = true, features);
+        let mut table = Table::new(|config| config.read_only = true, features, Way::Frames);
         let kinds = [kind::OUT, kind::DISCARD, kind::WRITE_ZEROES];
         let changes = PLACES.into_iter().flat_map(|place| {
             [segment(0, 1, 0), segment(place, 1, 1), segment(0, 1, 8), vec![0; SECTOR], vec![]]
