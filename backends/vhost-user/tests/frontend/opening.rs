@@ -5,10 +5,12 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
 
+use testkit::cases;
+use testkit::device::eventually;
 use virtio_vhost_user::{Config, VhostUserError};
 
-use crate::harness::{VERSION_1, config, make};
-use crate::puppet::{Character, PROTOCOL_FEATURES, Puppet, Turn, protocol, reply, request};
+use crate::harness::{EVENT_IDX, Guest, INDIRECT, VERSION_1, config, make};
+use crate::puppet::{Character, PROTOCOL_FEATURES, Puppet, Turn, protocol, reply, request, wrong_answers};
 
 const NET: u32 = 1;
 const BLOCK: u32 = 2;
@@ -65,6 +67,43 @@ fn g09_who_answers_otherwise_is_no_backend() {
         puppet.turn(request::GET_FEATURES, turn);
         assert!(refusal(config(RNG, &puppet.socket())).contains("does not answer as a backend does"));
     }
+}
+
+#[test]
+fn g09_a_wrong_answer_to_any_question_is_a_refusal_in_words() {
+    let questions =
+        [request::GET_FEATURES, request::GET_PROTOCOL_FEATURES, request::GET_QUEUE_NUM, request::GET_CONFIG];
+    let inputs = questions.into_iter().flat_map(|question| {
+        [Turn::Leaves].into_iter().chain(wrong_answers(question)).map(move |turn| (question, turn))
+    });
+    cases::each(inputs, |(question, turn)| {
+        let puppet = Puppet::new(Character::default());
+        puppet.turn(question, turn);
+        let error = refusal(config(BLOCK, &puppet.socket()));
+        assert!(error.contains("backend.sock"), "{error}");
+        assert!(error.contains("does not answer as a backend does") || error.contains("config_size"), "{error}");
+    });
+}
+
+#[test]
+fn g09_of_a_backend_that_can_everything_no_more_is_taken_than_is_of_use() {
+    let everything = Character { features: u64::MAX, protocol: u64::MAX, ..Character::default() };
+    let puppet = Puppet::new(everything);
+    let _guest = Guest::new(config(BLOCK, &puppet.socket()), 64);
+    eventually("the backend has its queue", || puppet.has_queue(0));
+    let bits = |request| u64::from_ne_bytes(puppet.heard(request)[0][..8].try_into().unwrap());
+    assert_eq!(
+        bits(request::SET_PROTOCOL_FEATURES) & !protocol::ALL,
+        0,
+        "no record of what is in flight, no maps of ours"
+    );
+    // Packed rings, ordering, access by the platform's addresses, and all that nobody knows.
+    let own = VERSION_1 | EVENT_IDX | INDIRECT | PROTOCOL_FEATURES;
+    let of_rings = u64::MAX << 24 & !(u64::MAX << 50);
+    assert_eq!(bits(request::SET_FEATURES) & of_rings & !own, 0);
+    // GET_INFLIGHT_FD and SET_INFLIGHT_FD, IOTLB_MSG, POSTCOPY_ADVISE and what belongs to it, SET_LOG_BASE.
+    let abused = [31, 32, 22, 28, 29, 30, 6];
+    assert!(puppet.requests().iter().all(|request| !abused.contains(request)));
 }
 
 #[test]

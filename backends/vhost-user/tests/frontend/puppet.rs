@@ -342,6 +342,28 @@ pub fn reply(request: u32, value: u64) -> Vec<u8> {
     message(request, 5, &value.to_ne_bytes())
 }
 
+/// Answers that are none to this question.
+pub fn wrong_answers(question: u32) -> [Turn; 13] {
+    [
+        // Another answer, and requests in the place of one.
+        Turn::Says(reply(question + 1, 0)),
+        Turn::Says(reply(0, 0)),
+        Turn::Says(reply(u32::MAX, 0)),
+        Turn::Says(message(question, 1, &[0; 8])),
+        // Other versions.
+        Turn::Says(message(question, 4, &[0; 8])),
+        Turn::Says(message(question, 6, &[0; 8])),
+        Turn::Says(message(question, 7, &[0; 8])),
+        // Too short, too long, and too much.
+        Turn::Says(message(question, 5, &[])),
+        Turn::Says(message(question, 5, &[0; 4])),
+        Turn::Says(message(question, 5, &[0; 12])),
+        Turn::Says(message(question, 5, &[0; 4096])),
+        Turn::Says([question, 5, u32::MAX].map(u32::to_ne_bytes).concat()),
+        Turn::SaysWithDescriptor(reply(question, 0)),
+    ]
+}
+
 fn walk(memory: &GuestMemoryMmap<()>, table: u64, head: u16) -> (Vec<(u64, u32, bool)>, bool) {
     let descriptor = |table: u64, index: u16| -> (u64, u32, u16, u16) {
         let at = table + 16 * u64::from(index);
