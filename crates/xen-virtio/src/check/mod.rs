@@ -31,19 +31,25 @@ use xlcfg::XlConfig;
 /// # Errors
 /// Something is wrong.
 pub fn run(options: &cli::Check) -> Result<(), Failure> {
-    let (guest, plan) = examine(options);
+    let (report, mistakes) = look(options);
     // A reader that closes early, such as `head`, has seen what it wanted.
-    let _ = io::stdout().write_all(report::report(&guest, &plan).as_bytes());
-    for mistake in &plan.mistakes {
+    let _ = io::stdout().write_all(report.as_bytes());
+    for mistake in &mistakes {
         eprintln!("{mistake}");
     }
-    match plan.mistakes.len() {
+    match mistakes.len() {
         0 => Ok(()),
         1 => Err(Failure::Environment(anyhow!("There is a mistake; the guest would not get what is meant"))),
         several => {
             Err(Failure::Environment(anyhow!("There are {several} mistakes; the guest would not get what is meant")))
         }
     }
+}
+
+/// What the guest would get, in words, and what is wrong, a line each.
+pub fn look(options: &cli::Check) -> (String, Vec<String>) {
+    let (guest, plan) = examine(options);
+    (report::report(&guest, &plan), plan.mistakes.iter().map(ToString::to_string).collect())
 }
 
 /// The guest, as people call it, and what it would get.
