@@ -66,13 +66,18 @@ pub(crate) struct Ram {
 
 const RAM: std::ops::Range<u64> = 0x4000_0000..0x4000_1000;
 
+/// Addresses from this one on; after the last comes the first.
+fn from(gpa: u64) -> impl Iterator<Item = u64> {
+    (0..).map(move |offset| gpa.wrapping_add(offset))
+}
+
 impl GuestRam for Ram {
     fn invalidate(&self) {
         self.invalidations.fetch_add(1, Ordering::Relaxed);
     }
 
     fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), NoRam> {
-        for (byte, at) in data.iter_mut().zip(gpa..) {
+        for (byte, at) in data.iter_mut().zip(from(gpa)) {
             let bytes = self.bytes.lock().unwrap();
             *byte = RAM.contains(&at).then(|| bytes.get(&at).copied().unwrap_or(0)).ok_or(NoRam(at))?;
         }
@@ -80,7 +85,7 @@ impl GuestRam for Ram {
     }
 
     fn write(&self, gpa: u64, data: &[u8]) -> Result<(), NoRam> {
-        for (byte, at) in data.iter().zip(gpa..) {
+        for (byte, at) in data.iter().zip(from(gpa)) {
             RAM.contains(&at).then(|| self.bytes.lock().unwrap().insert(at, *byte)).ok_or(NoRam(at))?;
         }
         Ok(())

@@ -259,6 +259,16 @@ impl RawSlot<'_> {
         self.page().scribble(self.vcpu, &request);
     }
 
+    /// Names another event channel in the slot. Xen knows better, and refuses the vCPU's next request while it stands there.
+    pub fn set_port(&self, port: u32) {
+        self.page().set_port(self.vcpu, port);
+    }
+
+    /// Names the channel again that Xen made for the slot.
+    pub fn restore_port(&self) {
+        self.page().set_port(self.vcpu, self.port());
+    }
+
     fn page(&self) -> Arc<SlotPage> {
         Arc::clone(&self.xen.lock().servers.get(&self.server).expect("no such server").page)
     }
