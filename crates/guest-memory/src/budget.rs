@@ -1,11 +1,8 @@
 //! How much guest memory may be mapped at a time, and the account that holds to it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use crate::{CHUNK_SIZE, PAGE_SIZE};
+use crate::{CHUNK_SIZE, PAGE_SIZE, sync::AtomicU64};
 
 /// How much of one guest's memory may be mapped. Values are rounded to chunks and to what can work at all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -5,9 +5,9 @@
 //! later one drops its own: rare, and cheaper than that every lane waits for every other's hypercalls.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, PoisonError,
     atomic::{
-        AtomicU64,
+        self,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
@@ -19,6 +19,7 @@ use crate::{
     chunk::Chunk,
     grants::Grants,
     stats::{Counter, Counters},
+    sync::{AtomicU64, Mutex, MutexGuard},
     table::{Evicted, Table},
 };
 
@@ -34,7 +35,7 @@ pub struct MapCache {
     account: Arc<Account>,
     signals: Signals,
     /// Ticks with each look-up that reaches the table: the time of "least recently used".
-    clock: AtomicU64,
+    clock: atomic::AtomicU64,
     table: Mutex<Table>,
     counters: Arc<Counters>,
 }
@@ -61,7 +62,7 @@ impl MapCache {
             kept: budget.kept_chunks(),
             account: Account::new(budget),
             signals: Signals { generation: AtomicU64::new(FIRST_GENERATION), pressure: AtomicU64::new(0) },
-            clock: AtomicU64::new(0),
+            clock: atomic::AtomicU64::new(0),
             table: Mutex::default(),
             counters,
         })

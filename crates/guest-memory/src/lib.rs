@@ -20,6 +20,8 @@ mod cache;
 mod chunk;
 mod copied;
 mod error;
+#[cfg(test)]
+mod exhaustive;
 mod granted;
 mod grants;
 mod layout;
@@ -29,6 +31,7 @@ mod plain;
 mod scratch;
 mod source;
 mod stats;
+mod sync;
 mod table;
 mod vectored;
 mod view;

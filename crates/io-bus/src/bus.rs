@@ -1,9 +1,10 @@
 //! The table of windows, and the way an access takes through it.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, RwLock, RwLockWriteGuard};
 use crate::{Completer, Deferral, Space, Window, defer};
 
 /// What answers in a window.

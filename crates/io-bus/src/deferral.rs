@@ -5,7 +5,9 @@
 //! deferral and turns to the next access at once.
 
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::{Mutex, MutexGuard};
 
 /// Makes the two ends of one deferred write.
 pub fn defer() -> (Completer, Deferral) {

@@ -10,6 +10,7 @@
 
 mod bus;
 mod deferral;
+mod sync;
 mod window;
 
 pub use bus::{Bus, Claim, ClaimError, Device, Written};

@@ -18,6 +18,8 @@ mod access;
 mod buffered;
 mod counters;
 mod domain;
+#[cfg(test)]
+mod exhaustive;
 mod interrupt;
 mod page;
 mod pump;

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::hint;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -399,7 +399,7 @@ impl MutEventSubscriber for Listener<'_> {
         let kicks = kicks.filter_map(|(queue, kick)| Some(kicks_of(queue, &**kick.as_ref()?)));
         let sources = (SOURCE..).zip(self.worker.sources());
         let sources = sources.map(|(index, fd)| Events::with_data_raw(fd.as_raw_fd(), index, EDGE));
-        let bell = Events::with_data(self.mailbox.bell(), MAILBOX, EventSet::IN);
+        let bell = Events::with_data(&self.mailbox.bell().as_fd(), MAILBOX, EventSet::IN);
         let watched = kicks.chain(sources).chain([bell]).try_for_each(|event| ops.add(event));
         self.end_unless_watched(watched);
     }
@@ -407,8 +407,6 @@ impl MutEventSubscriber for Listener<'_> {
     fn process(&mut self, event: Events, ops: &mut EventOps<'_>) {
         match event.data() {
             MAILBOX => {
-                // Only a wake without a message could be lost here, and none matters.
-                let _ = self.mailbox.bell().read();
                 for command in self.mailbox.take() {
                     self.obey(command, ops);
                 }

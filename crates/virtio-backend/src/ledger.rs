@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use guest_memory::SharedMemory;
 
-use crate::GuestFault;
 use crate::record::{load, store};
+use crate::{GuestFault, indices};
 
 /// Bytes before the words of the heads.
 const HEADER: usize = 64;
@@ -85,10 +85,8 @@ impl Ledger {
         }
         #[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
         let known = word as u16;
-        let ahead = shown.wrapping_sub(known);
-        if ahead > size {
-            return Err(GuestFault::Setup("the index of a used ring is not where the device left it"));
-        }
+        let ahead = indices::ahead(shown, known, size)
+            .ok_or(GuestFault::Setup("the index of a used ring is not where the device left it"))?;
         for index in (0..ahead).map(|nth| known.wrapping_add(nth)) {
             let head = used(index).and_then(|head| u16::try_from(head).ok()).filter(|head| *head < size);
             self.set(head.ok_or(GuestFault::Setup("a used ring has an entry that the device did not make"))?, 0);

@@ -13,6 +13,10 @@
 //! worker dies at reset, so that no state has to be cleared by hand; a guest's mistake costs its
 //! device until the next reset and nothing else.
 
+#[cfg(not(loom))]
+mod bell;
+#[cfg(loom)]
+#[path = "bell_of_models.rs"]
 mod bell;
 mod chain;
 mod config;
@@ -21,10 +25,13 @@ mod device;
 mod fault;
 pub mod features;
 mod heads;
+mod indices;
 mod kind;
 mod lane;
 mod ledger;
 mod mailbox;
+#[cfg(all(test, loom))]
+mod models;
 mod moderation;
 mod polling;
 mod rate_limit;
@@ -33,6 +40,7 @@ mod record;
 mod request;
 mod ring;
 mod signals;
+mod sync;
 mod tables;
 mod watcher;
 

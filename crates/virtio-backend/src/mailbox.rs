@@ -1,11 +1,10 @@
 //! How other threads ask something of a lane.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-use crate::{QueueSetup, RingPosition};
+use crate::sync::Mutex;
+use crate::{Bell, QueueSetup, RingPosition};
 
 /// Runs when what was asked has been done, with where the queue stands; dropped unrun if the lane ends first, which is as
 /// good: an ended lane holds nothing, and has told where its queues stand.
@@ -23,15 +22,15 @@ pub(crate) enum Command {
     ReleaseMemory,
 }
 
-/// Commands on their way to a lane, and the eventfd that wakes it for them.
+/// Commands on their way to a lane, and what wakes it for them.
 pub(crate) struct Mailbox {
     commands: Mutex<Vec<Command>>,
-    bell: EventFd,
+    bell: Bell,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { commands: Mutex::default(), bell: EventFd::new(EFD_NONBLOCK)? })
+        Ok(Self { commands: Mutex::default(), bell: Bell::new()? })
     }
 
     pub(crate) fn post(&self, command: Command) {
@@ -42,15 +41,16 @@ impl Mailbox {
         }
         commands.push(command);
         drop(commands);
-        // It fails only at 2^64-2 unread wakes; the lane is awake then.
-        let _ = self.bell.write(1);
+        self.bell.ring();
     }
 
+    /// All there are; the bell rings for those that come later.
     pub(crate) fn take(&self) -> Vec<Command> {
+        self.bell.silence();
         std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn bell(&self) -> &EventFd {
+    pub(crate) fn bell(&self) -> &Bell {
         &self.bell
     }
 }
@@ -67,10 +67,12 @@ mod tests {
         (0..1000).for_each(|_| mailbox.post(Command::ReleaseMemory));
         mailbox.post(Command::Stop);
 
+        let mut rings = [0; 8];
+        rustix::io::read(mailbox.bell(), &mut rings).unwrap();
         let taken = mailbox.take();
 
         let stops = taken.iter().filter(|command| matches!(command, Command::Stop)).count();
         assert_eq!((taken.len(), stops), (4, 2));
-        assert_eq!(mailbox.bell().read().unwrap(), 4, "one wake for each");
+        assert_eq!(u64::from_ne_bytes(rings), 4, "one wake for each");
     }
 }

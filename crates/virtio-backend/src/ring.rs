@@ -19,7 +19,7 @@ use crate::chain::{Limits, Table, head_at, resolve};
 use crate::heads::HeadSet;
 use crate::ledger::Left;
 use crate::tables::{look_ahead, table_of, tables_ahead};
-use crate::{Fault, GuestFault, Ledger, Request};
+use crate::{Fault, GuestFault, Ledger, Request, indices};
 
 /// Where a queue lies and how it is worked, as the driver set it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,11 +296,10 @@ impl Ring {
     /// Whether the driver has made chains available since it was last looked.
     fn look_for_more(&mut self, position: u16) -> Result<bool, GuestFault> {
         let available = self.queue.avail_idx(&self.view, Ordering::Acquire).map_err(GuestFault::Ring)?.0;
-        if available.wrapping_sub(position) > self.queue.size() {
-            return Err(GuestFault::Ring(virtio_queue::Error::InvalidAvailRingIndex));
-        }
+        let ahead = indices::ahead(available, position, self.queue.size());
+        let ahead = ahead.ok_or(GuestFault::Ring(virtio_queue::Error::InvalidAvailRingIndex))?;
         self.available = available;
-        Ok(available != position)
+        Ok(ahead > 0)
     }
 
     /// Of a ring that cannot be read the view knows why.
@@ -501,10 +500,8 @@ impl Ring {
         let load = |at: u64| self.view.load::<u16>(GuestAddress(avail_ring.wrapping_add(at)), Ordering::Relaxed);
         let asked = if self.queue.event_idx_enabled() {
             // Behind the entries: the index with which it wants to hear (§2.7.7.2), passed since it was last asked?
-            load(4 + 2 * u64::from(self.queue.size())).map(|event| {
-                let event = u16::from_le(event).wrapping_add(1);
-                now.wrapping_sub(event) < now.wrapping_sub(before)
-            })
+            let event = load(4 + 2 * u64::from(self.queue.size()));
+            event.map(|event| indices::passes(u16::from_le(event), before, now))
         } else {
             load(0).map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         };

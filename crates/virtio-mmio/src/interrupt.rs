@@ -12,10 +12,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::Counters;
 use crate::counters::count;
+use crate::sync::AtomicU32;
 
 /// The way to the guest's interrupt controller.
 pub trait InterruptLine: Send + Sync {

@@ -15,12 +15,15 @@ mod doorbell;
 mod features;
 mod interrupt;
 mod lifecycle;
+#[cfg(all(test, loom))]
+mod models;
 mod placeholder;
 mod queue;
 mod registers;
 mod saved;
 mod state;
 mod status;
+mod sync;
 mod transport;
 mod wreck;
 

@@ -11,8 +11,8 @@
 use std::error::Error;
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
 
 use io_bus::{Completer, Deferral, Written, defer};
 use virtio_backend::{Fault, Identity, Lane, Memo, MemoError, Signals};
@@ -22,6 +22,7 @@ use crate::interrupt::{Cause, Interrupt};
 use crate::queue::{Queue, Queues};
 use crate::saved::Saved;
 use crate::status::Status;
+use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// One device's state, as long as the device lives.
 pub(crate) struct State {
