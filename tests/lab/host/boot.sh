@@ -16,6 +16,7 @@ build_lab() {
         if has_flask; then build_driver_domain; fi
     done
     build_program
+    if [[ $wants_hostile_guest == yes ]]; then build_hostile_guest; fi
     if [[ -n $wanted_revision ]]; then build_revision; fi
     release_cache
     sort -u -o "$packages_file" "$packages_file"
@@ -77,6 +78,7 @@ pack_scripts() {
     mkdir -p "$root/lab/cases"
     cp "$lab/guest/lib.sh" "$root/lab/"
     cp "$@" "$root/lab/cases/"
+    if [[ $wants_hostile_guest == yes ]]; then install -D "$hostile_guest" "$root/usr/sbin/hostile-guest"; fi
     pack "$root"
     rm -rf "$root"
 }

@@ -6,6 +6,7 @@
 
 rust_target=aarch64-unknown-linux-gnu
 program=$out/cargo/$rust_target/release/xen-virtio
+hostile_guest=$out/cargo-hostile-guest/$rust_target/fuzz/hostile-guest
 debian_rust=$cache/rust-debian
 # A vhost-user backend of others.
 vhost_device_rng=$cache/vhost-device-rng-0.1.0
@@ -17,6 +18,16 @@ build_program() {
 
 # build_program_in TARGET-DIRECTORY LOG: of the sources in $repo.
 build_program_in() { cross_cargo "$2" build --target-dir "$1" --release --locked -p xen-virtio; }
+
+# Whether a case runs it.
+wants_hostile_guest=no
+
+# What plays a hostile driver in a guest: it brings its C library along, of which guests have none.
+build_hostile_guest() {
+    say "building the hostile guest's program"
+    RUSTFLAGS="-C target-feature=+crt-static" cross_cargo "$out/build/hostile-guest.log" build \
+        --target-dir "$out/cargo-hostile-guest" --profile fuzz --locked -p hostile-guest
+}
 
 build_vhost_device_rng() { make_dir_once "$vhost_device_rng" install_crate; }
 
