@@ -20,7 +20,7 @@ SEED ?= 1
 BASE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test check models demo lab vmm soak bench bench-lab install clean
+.PHONY: help deps build test check models catalogue demo lab vmm soak bench bench-lab install clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ check: deps ## What must hold before a commit: format, lints, documentation
 models: ## Try every order of events where threads meet, with loom
 	CARGO_TARGET_DIR=target/models RUSTFLAGS="--cfg loom" $(CARGO) test --quiet -p io-bus -p guest-memory --test models
 	CARGO_TARGET_DIR=target/models RUSTFLAGS="--cfg loom" $(CARGO) test --quiet -p virtio-backend -p virtio-mmio --lib models::
+
+catalogue: deps ## Run all tests of cargo, and make docs/security.md and docs/conformance.md of what they tell
+	$(CARGO) run --quiet -p catalogue
 
 lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
 	@tests/lab/run $(CASE)
