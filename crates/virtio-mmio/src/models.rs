@@ -200,7 +200,7 @@ const STATUS: u64 = 0x070;
 const CONFIG_GENERATION: u64 = 0x0fc;
 
 #[test]
-fn spec_2_5_3_words_of_two_configurations_are_not_taken_for_one() {
+fn spec_4_2_2_1_words_of_two_configurations_are_not_taken_for_one() {
     loom::model(|| {
         let backend = Twofold::new();
         let (transport, _line) = transport(&backend);

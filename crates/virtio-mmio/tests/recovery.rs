@@ -264,7 +264,7 @@ fn a_lane_that_cannot_go_on_breaks_its_device_as_ever() {
 }
 
 #[test]
-fn spec_2_5_3_no_configuration_is_shown_twice_under_a_generation() {
+fn spec_4_2_2_1_no_configuration_is_shown_twice_under_a_generation() {
     let mut rig = Rig::new(Behaviour::Echo);
     let mut seen = BTreeSet::new();
     for round in 0..10 {

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn g03_a_length_that_no_packet_has_ends_the_stream() {
+    fn f07_a_length_that_no_packet_has_ends_the_stream() {
         for length in [0, 13, 65_554, u32::MAX] {
             let (mut passt_end, mut port) = connected();
             passt_end.write_all(&length.to_be_bytes()).unwrap();
