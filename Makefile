@@ -8,7 +8,10 @@ KINDS := disk net console rng vsock
 EXAMPLES := $(PREFIX)/share/doc/xen-virtio/examples
 # `make lab CASE="rw ext4"` runs these cases only, and so does `make vmm`.
 CASE ?=
-# `make soak`: seconds of search, kills of a disk's process, different states of each disk after a power cut, guests that come
+# `make fuzz`: seconds of search in all, and one target or some; all if none is named.
+TIME ?= 600
+TARGET ?=
+# `make soak`: seconds of that search, kills of a disk's process, different states of each disk after a power cut, guests that come
 # and go on Xen, kills of a worker there, and what chance starts from.
 SECONDS ?= 600
 KILLS ?= 100000
@@ -20,7 +23,7 @@ SEED ?= 1
 BASE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test check models catalogue demo lab vmm soak bench bench-lab install clean
+.PHONY: help deps build test check models catalogue demo lab vmm fuzz soak bench bench-lab install clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +63,11 @@ bench: deps ## Measure what it costs on this machine, beside other programs; one
 bench-lab: deps ## Count what one guest I/O costs, beside other backends and revision BASE (the last release); one part with CASE=disk
 	@BASE="$(BASE)" tests/lab/bench $(CASE)
 
-soak: deps ## Search for what the tests do not find: SECONDS of drivers of any kind, KILLS of a disk, STATES of disks after power cuts
-	@tests/fuzz/soak $(SECONDS)
+fuzz: deps ## Search for inputs that something does not cope with, TIME seconds in all; one target with TARGET=rings
+	@tests/fuzz/search $(TIME) $(TARGET)
+
+soak: deps ## Search for what the tests do not find: SECONDS of `make fuzz`, KILLS of a disk, STATES of disks after power cuts
+	@tests/fuzz/search $(SECONDS)
 	$(CARGO) run --profile fuzz --quiet -p kills -- --kills $(KILLS) --seed $(SEED)
 	@STATES=$(STATES) SEED=$(SEED) ROUNDS=100 LIMIT=86400 tests/lab/vmm/run power-cut
 	@CYCLES=$(CYCLES) WORKER_KILLS=$(WORKER_KILLS) SEED=$(SEED) LIMIT=86400 tests/lab/run cycles worker-kill

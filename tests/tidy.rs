@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Crates that may know the hypervisor.
-const XEN_SIDE: [&str; 6] = ["xen-ioctls", "xenstore", "ioreq", "xen-virtio", "testkit", "xen-virtio-bench"];
+const XEN_SIDE: [&str; 7] = ["xen-ioctls", "xenstore", "ioreq", "xen-virtio", "testkit", "xen-virtio-bench", "fuzz"];
 
 /// Where unsafe code may live, as path prefixes. testkit plays a guest's memory and its driver's.
 const UNSAFE_PLACES: [&str; 6] = [

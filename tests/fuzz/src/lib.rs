@@ -1,34 +1,49 @@
-//! Drivers of any kind against a real disk.
+//! Inputs of any kind for everything that hears a guest, or another party that is not trusted.
 //!
-//! Bytes become a disk and the moves of its driver (`moves`): honest requests, and descriptors, tables, ring indexes,
-//! configuration writes and resets of any sort. The device's worker runs on the calling thread over memory and an image
-//! of its own (`machine`), and after each pass it is seen whether it kept to what any driver may expect (`judge`).
-//!
-//! - Nothing panics, and nothing hangs.
-//! - A chain comes back exactly once, or the device needs a reset and the guest is to blame.
-//! - Memory that the driver did not give for writing is as it was, and so is the image but for what was to be changed.
-//! - What an honest request gets is what the specification says.
-#![allow(clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
-#![allow(clippy::cast_possible_truncation, reason = "all numbers are of a guest that is smaller than a MiB")]
+//! A *target* is a module with a function `run`, which makes of bytes what such a party does, has the real code deal with
+//! it, and judges the outcome: by a model of its own, by what memory was before, or by what is left at the end. It panics
+//! if something is wrong. libFuzzer searches for bytes that make it so (`make fuzz`); what it found of interest is in
+//! `corpus`, and is played again by `cargo test`.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "a test reports by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "numbers of guests that are smaller than a MiB, or cut on purpose")]
 
-mod judge;
-mod machine;
-mod memory;
-mod moves;
+mod chain;
+mod guest;
+mod lanes;
 
-use arbitrary::{Arbitrary, Unstructured};
+pub mod bridge;
+pub mod configuration;
+pub mod console;
+pub mod device;
+pub mod disk;
+pub mod mapcache;
+pub mod net;
+pub mod protocol;
+pub mod record;
+pub mod registers;
+pub mod rings;
+pub mod rng;
+pub mod slots;
+pub mod vhost_user;
+pub mod vsock;
+pub mod xenstore;
 
-/// Makes a disk and a driver of `bytes`, and has the driver do all that it wants.
-///
-/// # Panics
-/// The device did something that it must not do.
-pub fn run(bytes: &[u8]) {
-    let mut source = Unstructured::new(bytes);
-    let Ok(setting) = moves::Setting::arbitrary(&mut source) else { return };
-    let mut machine = machine::Machine::new(setting);
-    while !source.is_empty() {
-        let Ok(next) = moves::Move::arbitrary(&mut source) else { break };
-        machine.make(next);
-    }
-    machine.end();
-}
+/// The targets by name. Each has a program of that name in `fuzz_targets` and a folder in `corpus`.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("bridge", bridge::run),
+    ("configuration", configuration::run),
+    ("console", console::run),
+    ("device", device::run),
+    ("disk", disk::run),
+    ("mapcache", mapcache::run),
+    ("net", net::run),
+    ("protocol", protocol::run),
+    ("record", record::run),
+    ("registers", registers::run),
+    ("rings", rings::run),
+    ("rng", rng::run),
+    ("slots", slots::run),
+    ("vhost_user", vhost_user::run),
+    ("vsock", vsock::run),
+    ("xenstore", xenstore::run),
+];

@@ -11,9 +11,10 @@ use tempfile::TempDir;
 use virtio_backend::{Backend, ConfigSpace, Fault, Ring, RingPosition, RingSetup, Wake, Worker, features};
 use virtio_disk::{Cache as CacheMode, Config, Disk, EngineKind, Image};
 
-use crate::judge::{self, Honest, Pass};
-use crate::memory::{AVAILABLE, BASE, DATA, DESCRIPTORS, INDIRECT, Memory, NEXT, QUEUE, Raw, SIZE, USED, WRITE, table};
-use crate::moves::{Cache, Kind, Len, Move, Request, Sector, Setting};
+use crate::disk::judge::{self, Honest, Pass};
+use crate::disk::memory::{AVAILABLE, DATA, DESCRIPTORS, QUEUE, SIZE, TABLES, USED, publish, table};
+use crate::disk::moves::{Cache, Kind, Len, Move, Request, Sector, Setting};
+use crate::guest::{BASE, INDIRECT, Memory, NEXT, Raw, WRITE};
 
 /// Sectors of the disk.
 pub(crate) const CAPACITY: u64 = 128;
@@ -82,7 +83,9 @@ impl Machine {
         // Not every file system has direct I/O.
         let disk = make(cache).or_else(|| make(CacheMode::Writeback)).expect("a plain image can be served");
         let disk = Arc::new(disk);
-        let (memory, cache) = Memory::new();
+        let (memory, cache) = Memory::new(SIZE);
+        // Nothing that a device writes is what was there.
+        memory.write(DATA, &[0xee; SIZE - DATA]);
         let config = ConfigSpace::new(Arc::clone(&disk) as Arc<dyn Backend>);
         let mut machine = Self {
             memory,
@@ -115,7 +118,7 @@ impl Machine {
             Move::Indirect { table: number, slot, descriptor } => {
                 self.memory.put(table(number) + 16 * usize::from(slot % 32), descriptor.raw());
             }
-            Move::Publish { head } => self.memory.publish(u16::from(head % (QUEUE as u8 + 2))),
+            Move::Publish { head } => publish(&self.memory, u16::from(head % (QUEUE as u8 + 2))),
             Move::Jump { by } => {
                 let index = self.memory.u16_at(AVAILABLE + 2).wrapping_add(by);
                 self.memory.write(AVAILABLE + 2, &index.to_le_bytes());
@@ -147,7 +150,7 @@ impl Machine {
             accepted |= BLK_SIZE;
         }
         assert!(features::are_acceptable(accepted, offered) && self.disk.accepts(accepted));
-        self.memory.clear_queue();
+        self.memory.write(0, &[0; TABLES]);
         let setup = RingSetup {
             size: QUEUE,
             max_size: self.disk.identity().queue_sizes[0],
@@ -228,7 +231,7 @@ impl Machine {
             let table = Raw { addr: BASE + place as u64, len: 16 * parts.len() as u32, flags: INDIRECT, next: 0 };
             self.memory.put(DESCRIPTORS + 16 * usize::from(self.slot), table);
         }
-        self.memory.publish(self.slot);
+        publish(&self.memory, self.slot);
         let flags = request.flags;
         self.honest.push(Honest { head: self.slot, kind: request.kind, sector, sectors, data, len, status, flags });
         self.slot += slots;

@@ -7,14 +7,11 @@ use std::ops::Range;
 use virtio_backend::Fault;
 use virtio_disk::Plan;
 
-use crate::machine::{CAPACITY, SECTOR};
-use crate::memory::{
-    AVAILABLE, BASE, DATA, DESCRIPTORS, INDIRECT, NEXT, QUEUE, SIZE, USED, USED_LEN, WRITE, descriptor,
-};
-use crate::moves::Kind;
-
-/// Descriptors of a walk before it is called a loop.
-const LONGEST: usize = 4096;
+use crate::chain::{Chain, are_tangled, meet, untouched_memory_is_untouched};
+use crate::disk::machine::{CAPACITY, SECTOR};
+use crate::disk::memory::{AVAILABLE, DATA, DESCRIPTORS, QUEUE, USED, USED_LEN};
+use crate::disk::moves::Kind;
+use crate::guest::{u16_at, u32_at, u64_at};
 
 /// Statuses (virtio 1.2 §5.2.6).
 const OK: u8 = 0;
@@ -47,15 +44,6 @@ pub(crate) struct Pass<'a> {
     pub(crate) plan: &'a Plan,
 }
 
-/// What a chain describes: parts of memory, as offsets.
-#[derive(Default)]
-struct Chain {
-    head: u16,
-    readable: Vec<Range<usize>>,
-    writable: Vec<Range<usize>>,
-    tables: Vec<Range<usize>>,
-}
-
 /// An element of the used ring.
 struct Used {
     head: u32,
@@ -71,7 +59,9 @@ pub(crate) fn judge(pass: &Pass<'_>) {
     }
     let chains = pass.chains();
     if !is_tangled(&chains) {
-        untouched_memory_is_untouched(pass, &chains);
+        let writable = chains.iter().flat_map(|chain| chain.writable.iter().cloned());
+        let used = std::iter::once(USED..USED + USED_LEN);
+        untouched_memory_is_untouched(&pass.before.0, &pass.after.0, used.chain(writable));
         chains_come_back_once(pass, &chains);
     }
     untouched_image_is_untouched(pass, &chains);
@@ -86,7 +76,9 @@ impl Pass<'_> {
         let memory = &self.before.0;
         let count = u16_at(memory, AVAILABLE + 2).wrapping_sub(self.told).min(QUEUE);
         let heads = (0..count).map(|at| self.told.wrapping_add(at) % QUEUE);
-        heads.map(|slot| Chain::walk(memory, u16_at(memory, AVAILABLE + 4 + 2 * usize::from(slot)))).collect()
+        let table = DESCRIPTORS..DESCRIPTORS + 16 * usize::from(QUEUE);
+        let head = |slot: u16| u16_at(memory, AVAILABLE + 4 + 2 * usize::from(slot));
+        heads.map(|slot| Chain::walk(memory, table.clone(), head(slot))).collect()
     }
 
     fn used(&self) -> Vec<Used> {
@@ -101,80 +93,30 @@ impl Pass<'_> {
     }
 }
 
-impl Chain {
-    /// Follows a chain as far as it leads, and takes no offence at anything.
-    fn walk(memory: &[u8], head: u16) -> Self {
-        let mut chain = Self { head, ..Self::default() };
-        let (mut table, mut next) = (DESCRIPTORS..DESCRIPTORS + 16 * usize::from(QUEUE), usize::from(head));
-        for _ in 0..LONGEST {
-            let at = table.start + 16 * next;
-            let Some(found) = descriptor(memory, at).filter(|_| at + 16 <= table.end) else { break };
-            let part = part_of(found.addr, found.len);
-            if found.flags & INDIRECT != 0 {
-                chain.tables.push(part.clone());
-                (table, next) = (part, 0);
-                continue;
-            }
-            if found.flags & WRITE != 0 {
-                chain.writable.push(part)
-            } else {
-                chain.readable.push(part)
-            }
-            if found.flags & NEXT == 0 {
-                break;
-            }
-            next = found.next.into();
-        }
-        chain
-    }
-
-    fn writable_len(&self) -> usize {
-        self.writable.iter().map(Range::len).sum()
-    }
-
-    /// The spans of the image, in bytes, that the chain could be about to change.
-    fn spans(&self, memory: &[u8]) -> Vec<Range<u64>> {
-        let bytes: Vec<u8> = self.readable.iter().flat_map(|part| memory[part.clone()].iter().copied()).collect();
-        let Some((header, rest)) = bytes.split_at_checked(16) else { return Vec::new() };
-        let span = |sector: u64, sectors: u64| {
-            let start = sector.saturating_mul(SECTOR as u64);
-            start..start.saturating_add(sectors.saturating_mul(SECTOR as u64))
-        };
-        match u32_at(header, 0) {
-            1 => vec![span(u64_at(header, 8), rest.len() as u64 / SECTOR as u64)],
-            11 | 13 => rest.chunks_exact(16).map(|part| span(u64_at(part, 0), u32_at(part, 8).into())).collect(),
-            _ => Vec::new(),
-        }
+/// The spans of the image, in bytes, that the chain could be about to change.
+fn spans(chain: &Chain, memory: &[u8]) -> Vec<Range<u64>> {
+    let bytes: Vec<u8> = chain.readable.iter().flat_map(|part| memory[part.clone()].iter().copied()).collect();
+    let Some((header, rest)) = bytes.split_at_checked(16) else { return Vec::new() };
+    let span = |sector: u64, sectors: u64| {
+        let start = sector.saturating_mul(SECTOR as u64);
+        start..start.saturating_add(sectors.saturating_mul(SECTOR as u64))
+    };
+    match u32_at(header, 0) {
+        1 => vec![span(u64_at(header, 8), rest.len() as u64 / SECTOR as u64)],
+        11 | 13 => rest.chunks_exact(16).map(|part| span(u64_at(part, 0), u32_at(part, 8).into())).collect(),
+        _ => Vec::new(),
     }
 }
 
 /// The driver has the device write where chains and rings are.
 fn is_tangled(chains: &[Chain]) -> bool {
-    let writable = chains.iter().flat_map(|chain| &chain.writable);
-    let tables: Vec<_> = chains.iter().flat_map(|chain| &chain.tables).collect();
-    writable
-        .into_iter()
-        .any(|part| part.start < DATA && !part.is_empty() || tables.iter().any(|table| meet(table, part)))
+    are_tangled(chains, |part| part.start < DATA)
 }
 
 /// The driver has the device write where requests say what they are.
 fn is_muddled(chains: &[Chain]) -> bool {
     let readable: Vec<_> = chains.iter().flat_map(|chain| &chain.readable).collect();
     chains.iter().flat_map(|chain| &chain.writable).any(|part| readable.iter().any(|other| meet(other, part)))
-}
-
-fn untouched_memory_is_untouched(pass: &Pass<'_>, chains: &[Chain]) {
-    let mut may_change = vec![false; SIZE];
-    may_change[USED..USED + USED_LEN].fill(true);
-    for part in chains.iter().flat_map(|chain| &chain.writable) {
-        may_change[part.clone()].fill(true);
-    }
-    const PIECE: usize = 256;
-    let pieces = pass.before.0.chunks(PIECE).zip(pass.after.0.chunks(PIECE)).enumerate();
-    for (number, (before, after)) in pieces.filter(|(_, (before, after))| before != after) {
-        let touched = (0..PIECE).find(|at| before[*at] != after[*at] && !may_change[number * PIECE + at]);
-        assert!(touched.is_none(), "memory at {:#x} was written", number * PIECE + touched.unwrap_or_default());
-    }
 }
 
 fn chains_come_back_once(pass: &Pass<'_>, chains: &[Chain]) {
@@ -194,7 +136,7 @@ fn chains_come_back_once(pass: &Pass<'_>, chains: &[Chain]) {
 fn untouched_image_is_untouched(pass: &Pass<'_>, chains: &[Chain]) {
     let (before, after) = (&pass.before.1, &pass.after.1);
     assert_eq!(before.len(), after.len(), "the image has another size");
-    let spans: Vec<_> = chains.iter().flat_map(|chain| chain.spans(&pass.before.0)).collect();
+    let spans: Vec<_> = chains.iter().flat_map(|chain| spans(chain, &pass.before.0)).collect();
     let is_open = !pass.plan.read_only && (is_tangled(chains) || is_muddled(chains));
     for (sector, (before, after)) in before.chunks(SECTOR).zip(after.chunks(SECTOR)).enumerate() {
         let at = (sector * SECTOR) as u64;
@@ -248,28 +190,4 @@ fn is_possible(plan: &Plan, request: &Honest) -> Option<bool> {
         Kind::WriteZeroes => Some(is_segment && !plan.read_only && request.flags <= 1),
         Kind::Other(_) => None,
     }
-}
-
-/// What of a buffer is memory, as offsets.
-fn part_of(addr: u64, len: u32) -> Range<usize> {
-    let end = BASE + SIZE as u64;
-    let start = addr.clamp(BASE, end);
-    let stop = addr.saturating_add(len.into()).clamp(start, end);
-    (start - BASE) as usize..(stop - BASE) as usize
-}
-
-fn meet(one: &Range<usize>, other: &Range<usize>) -> bool {
-    one.start.max(other.start) < one.end.min(other.end)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

@@ -1,0 +1,4 @@
+//! The target for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::net::run(bytes));

@@ -1,4 +1,0 @@
-//! The target for libFuzzer.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::run(bytes));
