@@ -105,7 +105,7 @@ impl Ear {
         mut ended: Pin<Box<dyn Future<Output = String> + Send>>,
         mut killed: mpsc::Receiver<&'static str>,
     ) {
-        let mut is_open = true;
+        let (mut is_open, mut makes_sense) = (true, true);
         let why = loop {
             tokio::select! {
                 how = &mut ended => return self.pass_end_on(how).await,
@@ -117,6 +117,7 @@ impl Ear {
                     Err(error) => {
                         tracing::error!(name: "worker.babble", domid = self.domid, %error,
                             "A worker said what no worker says, and is killed");
+                        makes_sense = false;
                         break "it was killed because it broke the protocol";
                     }
                 },
@@ -125,7 +126,12 @@ impl Ear {
         // Fails when the process has just ended, which is what is wanted.
         let _ = killer.send(());
         ended.await;
-        self.pass_end_on(why.to_owned()).await;
+        if makes_sense {
+            self.pass_end_on(why.to_owned()).await;
+        } else {
+            // Nor does what it said after that.
+            self.pass_on(Heard::Ended(why.to_owned())).await;
+        }
     }
 
     /// Its last words may have arrived before its end was known.
@@ -160,4 +166,28 @@ pub(super) async fn receive(channel: &AsyncFd<Channel>) -> Result<Option<Receive
 )]
 pub(super) fn register(channel: Channel) -> io::Result<AsyncFd<Channel>> {
     AsyncFd::new(channel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_breaks_the_protocol_is_not_heard_any_more() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        theirs.send(&Answer::HandedOver, &[]).unwrap();
+        theirs.send(&"no answer", &[]).unwrap();
+        theirs.send(&Answer::Created { server: 7 }, &[]).unwrap();
+        let (kill, killed) = oneshot::channel();
+        let ended = Box::pin(async {
+            let _ = killed.await;
+            "signal: 9".to_owned()
+        });
+        let (tell, mut heard) = mpsc::channel(4);
+        let _worker = Worker::watch(5, Spawned { channel: ours, kill, ended }, tell).unwrap();
+        assert!(matches!(heard.recv().await, Some((5, Heard::Answer(Answer::HandedOver)))));
+        let how = "it was killed because it broke the protocol";
+        assert!(matches!(heard.recv().await, Some((5, Heard::Ended(end))) if end == how));
+        assert!(heard.recv().await.is_none());
+    }
 }
