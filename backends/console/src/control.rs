@@ -281,8 +281,8 @@ mod tests {
                     }
                     Step::Tell => {
                         let now = Now { name: Some("agent"), is_attached, size: None };
-                        for port in 0..2 {
-                            all[port].extend(said(&mut control, port, now));
+                        for (port, all) in all.iter_mut().enumerate() {
+                            all.extend(said(&mut control, port, now));
                         }
                         assert_eq!(control.next(2, now), None);
                     }

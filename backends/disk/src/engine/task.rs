@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn e07_short_calls_go_on_and_interrupted_ones_are_made_again_to_the_last_byte() {
-        let steps = [1 << 20, 4096, 1000, SPAN.len as usize - 1, SPAN.len as usize];
+        let steps = [1 << 20, 4096, 1000, to_usize(SPAN.len) - 1, to_usize(SPAN.len)];
         testkit::cases::each(
             steps.into_iter().flat_map(|step| [true, false].map(|is_interrupted| (step, is_interrupted))),
             |(step, is_interrupted)| {
@@ -381,7 +381,7 @@ mod tests {
                             assert!(task.advance(errno(libc::EINTR)).is_none(), "{what}");
                             assert_eq!(offset(&mut task), SPAN.offset + done, "{what}");
                         }
-                        let moved = step.min((SPAN.len - done) as usize);
+                        let moved = step.min(to_usize(SPAN.len - done));
                         done += moved as u64;
                         let end = task.advance(Ok(moved));
                         assert_eq!(end.is_some(), done == SPAN.len, "{what}, {done} done");
@@ -399,7 +399,7 @@ mod tests {
         let errors =
             [libc::EAGAIN, libc::EIO, libc::ENOSPC, libc::EFBIG, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::EINVAL];
         let ends = errors.map(Some).into_iter().chain([None]);
-        let inputs = ends.flat_map(|end| [0, 1, 4096, SPAN.len as usize - 1].map(|before| (end, before)));
+        let inputs = ends.flat_map(|end| [0, 1, 4096, to_usize(SPAN.len) - 1].map(|before| (end, before)));
         testkit::cases::each(inputs, |(end, before)| {
             for (what, mut task) in moving() {
                 if before > 0 {

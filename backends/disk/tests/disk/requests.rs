@@ -52,15 +52,24 @@ enum Pieces {
 
 const PIECES: [Pieces; 5] = [Pieces::Usual, Pieces::Two, Pieces::Thirteens, Pieces::AmongEmpties, Pieces::InTable];
 
-/// The disks that are asked, and what their drivers negotiated.
-const DISKS: [(&str, fn(&mut Config), u64, Way); 6] = [
-    ("with a cache", |_| {}, F_FLUSH | F_OTHERS, Way::Frames),
-    ("of a driver that took no feature", |_| {}, 0, Way::Frames),
-    ("write-through", |config| config.cache = Cache::Writethrough, F_OTHERS, Way::Frames),
-    ("read-only", |config| config.read_only = true, 0, Way::Frames),
-    ("without discards", |config| config.discard = false, F_FLUSH, Way::Frames),
-    ("of a guest that grants its memory", |_| {}, F_FLUSH | F_OTHERS, Way::Grants),
+/// A disk that is asked, and what its driver negotiated.
+struct Variant {
+    what: &'static str,
+    change: fn(&mut Config),
+    features: u64,
+    way: Way,
+}
+
+const DISKS: [Variant; 6] = [
+    Variant { what: "with a cache", ..USUAL },
+    Variant { what: "of a driver that took no feature", features: 0, ..USUAL },
+    Variant { what: "write-through", change: |config| config.cache = Cache::Writethrough, features: F_OTHERS, ..USUAL },
+    Variant { what: "read-only", change: |config| config.read_only = true, features: 0, ..USUAL },
+    Variant { what: "without discards", change: |config| config.discard = false, features: F_FLUSH, ..USUAL },
+    Variant { what: "of a guest that grants its memory", way: Way::Grants, ..USUAL },
 ];
+
+const USUAL: Variant = Variant { what: "", change: |_| {}, features: F_FLUSH | F_OTHERS, way: Way::Frames };
 
 /// What comes of a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -114,7 +123,7 @@ struct Table {
 }
 
 impl Table {
-    fn new(change: fn(&mut Config), features: u64, way: Way) -> Self {
+    fn new(&Variant { change, features, way, .. }: &Variant) -> Self {
         let contents = pattern(SECTORS as usize * SECTOR, 5);
         let builder = Builder::new(EngineKind::Plain).contents(contents.clone()).features(features).config(change);
         let config = Config { serial: "vol-0815".into(), ..builder.config.clone() };
@@ -122,7 +131,7 @@ impl Table {
         Self { way, config, rig, contents }
     }
 
-    /// Asks, and compares everything that can be told apart with what is right.
+    /// Variant, and compares everything that can be told apart with what is right.
     fn ask(&mut self, asked: &Asked) {
         let header = [&asked.kind.to_le_bytes()[..], &[0; 4], &asked.sector.to_le_bytes()].concat();
         let (readable, end) = self.lay_out(DATA, &header, &asked.carries, asked.pieces, Descriptor::readable);
@@ -212,12 +221,12 @@ impl Table {
     }
 }
 
-/// Asks each disk for all of it, in pieces of each kind by turns. How many pieces there are has no common divisor with
+/// Variant each disk for all of it, in pieces of each kind by turns. How many pieces there are has no common divisor with
 /// how many inputs the tables below vary in their innermost loop.
 fn on_each_disk(asked: impl Fn() -> Vec<Asked>) {
-    for (name, change, features, way) in DISKS {
-        eprintln!("a disk {name}");
-        let mut table = Table::new(change, features, way);
+    for variant in &DISKS {
+        eprintln!("a disk {}", variant.what);
+        let mut table = Table::new(variant);
         cases::each(asked(), |asked| table.ask(&asked));
         table.rig.assert_alive();
     }
@@ -303,7 +312,7 @@ fn e03_the_serial_is_for_a_buffer_of_its_length() {
 fn e04_a_read_only_disk_is_as_it_was_whatever_its_driver_negotiated() {
     const RO: u64 = 1 << 5;
     for features in [0, RO, F_FLUSH, RO | F_FLUSH | F_OTHERS] {
-        let mut table = Table::new(|config| config.read_only = true, features, Way::Frames);
+        let mut table = Table::new(&Variant { change: |config| config.read_only = true, features, ..USUAL });
         let kinds = [kind::OUT, kind::DISCARD, kind::WRITE_ZEROES];
         let changes = PLACES.into_iter().flat_map(|place| {
             [segment(0, 1, 0), segment(place, 1, 1), segment(0, 1, 8), vec![0; SECTOR], vec![]]
