@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use common::{BASE, DEFERS, LEN, Machine, eventually};
@@ -230,5 +231,57 @@ fn a04_a11_whatever_state_a_slot_is_found_in_only_a_ready_one_is_served_and_only
         assert_eq!((slot.get(), machine.pump.counts().requests), ((state, 0x77), before));
         slot.put(Ioreq::default(), STATE_NONE);
         machine.vcpu(0).write32(BASE, 1);
+    });
+}
+
+#[test]
+fn a18_a19_a_guest_of_any_number_of_vcpus_is_served_on_each_of_them_or_refused() {
+    each([1, 2, 3, 31, 32, 33, 64, 127, 128], |vcpus: u32| {
+        let machine = Machine::new(vcpus);
+        assert_eq!(machine.channels.bound(), vcpus as usize);
+        for index in 0..vcpus {
+            machine.vcpu(index as usize).write32(BASE, index);
+            assert_eq!(machine.vcpu(0).read32(BASE), index);
+        }
+    });
+    each([129, 130, 256, 1000, 4096], |vcpus| {
+        let xen = FakeXen::new(vcpus);
+        let refused = IoreqServer::create(xen.hypervisor(), Buffering::Off).err();
+        assert!(matches!(refused, Some(ioreq::ServerError::TooManyVcpus(told)) if told == vcpus));
+        assert_eq!(xen.servers(), []);
+    });
+}
+
+#[test]
+fn a13_a14_however_waiting_fails_and_how_often_requests_are_served() {
+    let machine = Machine::new(2);
+    let errnos = [Errno::INTR, Errno::AGAIN, Errno::IO, Errno::FBIG, Errno::NOMEM, Errno::INVAL, Errno::FAULT];
+    each(errnos.iter().flat_map(|errno| [1, 2, 5].map(|times| (*errno, times))), |(errno, times)| {
+        (0..times).for_each(|_| machine.channels.fail_next_wait(errno));
+        machine.channels.overflow();
+        machine.vcpu(0).write32(BASE, times);
+        assert_eq!(machine.vcpu(1).read32(BASE), times);
+    });
+}
+
+#[test]
+fn a15_whenever_a_guest_dies_and_whatever_the_calls_say_then_its_server_ends_in_order() {
+    let errnos = [Errno::NOTCONN, Errno::SRCH, Errno::INVAL, Errno::PERM];
+    let steps = [0, 1, 2];
+    each(errnos.iter().flat_map(|errno| steps.map(|step| (*errno, step))), |(errno, step)| {
+        let machine = Machine::new(1);
+        machine.vcpu(0).write32(BASE, 1);
+        if step > 0 {
+            machine.xen.fail_next(DmOp::SetEnabled, errno);
+        }
+        if step > 1 {
+            machine.xen.fail_next(DmOp::UnmapWindow, errno);
+            machine.xen.fail_next(DmOp::DestroyServer, errno);
+        }
+        machine.xen.kill_guest();
+        assert_eq!(machine.vcpu(0).write(Space::Mmio, BASE, 4, 1), Err(Fault::Destroyed));
+        let channels = Arc::clone(&machine.channels);
+        drop(machine);
+        assert!(Arc::strong_count(&channels) == 1, "somebody holds the channels");
     });
 }

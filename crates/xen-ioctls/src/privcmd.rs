@@ -64,16 +64,23 @@ impl Privcmd {
 
     /// Has Xen do `op` on a domain; some operations take a list beside it.
     pub(crate) fn dm_op(&self, dom: u16, op: &mut dm_op::DmOp, list: &mut [ModifiedMemoryExtent]) -> Result<(), Errno> {
-        let num = if list.is_empty() { 1 } else { 2 };
-        let buffers = [
-            DmOpBuf { uptr: address_of(ptr::from_mut(op)), size: size_of_val(op) as u64 },
-            DmOpBuf { uptr: address_of(list.as_mut_ptr()), size: size_of_val(list) as u64 },
-        ];
+        let (buffers, num) = buffers(op, list);
         let mut call = DmOp { dom, num, ubufs: address_of(buffers.as_ptr().cast_mut()) };
         // SAFETY: DM_OP takes a privcmd_dm_op; the first `num` entries of `buffers` describe `op` and
         // `list`, which are borrowed mutably until this returns.
         unsafe { sys::ioctl(self.as_fd(), abi::DM_OP, &mut call) }.map(drop)
     }
+}
+
+/// What a call describes, and how many buffers that is. The operation is always there and always whole, whatever of it Xen
+/// looks at: one that has to do with less may read what was never written (XSA-506).
+fn buffers(op: &mut dm_op::DmOp, list: &mut [ModifiedMemoryExtent]) -> ([DmOpBuf; 2], u16) {
+    let count = if list.is_empty() { 1 } else { 2 };
+    let described = [
+        DmOpBuf { uptr: address_of(ptr::from_mut(op)), size: size_of_val(op) as u64 },
+        DmOpBuf { uptr: address_of(list.as_mut_ptr()), size: size_of_val(list) as u64 },
+    ];
+    (described, count)
 }
 
 /// An address as these structures carry it; the kernel writes through it.
@@ -94,6 +101,21 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a24_the_operation_is_passed_whole_with_or_without_a_list() {
+        for len in [0, 1, 7, 256] {
+            let mut op = dm_op::DmOp::new(dm_op::NR_VCPUS, &NrVcpus::default());
+            let mut list = vec![ModifiedMemoryExtent { nr: 1, pad: 0, first_pfn: 2 }; len];
+            let (first, second) = (address_of(ptr::from_mut(&mut op)), address_of(list.as_mut_ptr()));
+
+            let ([operation, extents], count) = buffers(&mut op, &mut list);
+
+            assert_eq!((operation.uptr, operation.size), (first, size_of::<dm_op::DmOp>() as u64));
+            assert_eq!((extents.uptr, extents.size), (second, (len * size_of::<ModifiedMemoryExtent>()) as u64));
+            assert_eq!(usize::from(count), 1 + usize::from(len > 0), "never none, and never an empty one");
+        }
+    }
 
     #[test]
     fn a_node_that_is_not_privcmd_is_told_apart() {
