@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use testkit::cases::{count, each};
+
 use super::{ConfigError, GuestConfig, StaticConfig};
 
 type Load = fn(&Path) -> Result<(), ConfigError>;
@@ -82,7 +84,7 @@ fn h10_values_of_every_wrong_type_are_refused_in_their_line_or_their_entry() {
         let mut refusals = 0;
         for (index, line) in lines.iter().enumerate() {
             let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) else { continue };
-            for value in values {
+            each(values, |value| {
                 let mut spoilt: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
                 spoilt[index] = format!("{key} = {value}");
 
@@ -92,7 +94,7 @@ fn h10_values_of_every_wrong_type_are_refused_in_their_line_or_their_entry() {
                     assert!(expected.contains(&refused), "{key} = {value} in line {number} is refused in {refused}");
                     refusals += 1;
                 }
-            }
+            });
         }
         assert!(refusals > 100, "{refusals}");
     }
@@ -103,11 +105,11 @@ fn h10_every_unknown_key_is_refused_in_its_line() {
     for (text, load) in examples() {
         let reader = Reader::new(load);
         let lines: Vec<_> = text.lines().collect();
-        for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.starts_with("[[")) {
+        each(lines.iter().enumerate().filter(|(_, line)| line.starts_with("[[")), |(index, _)| {
             let mut spoilt = lines.clone();
             spoilt.insert(index + 1, "no_such_key = 1");
-            assert_eq!(reader.refused_line(&spoilt.join("\n")), Some(index + 2), "{line}");
-        }
+            assert_eq!(reader.refused_line(&spoilt.join("\n")), Some(index + 2));
+        });
     }
 }
 
@@ -117,13 +119,22 @@ fn h10_what_is_left_of_a_file_that_was_cut_or_lost_lines_is_read_or_refused() {
         let reader = Reader::new(load);
         assert_eq!(reader.refused_line(&text), None);
         let steps = (0..text.len()).step_by(7).filter(|at| text.is_char_boundary(*at));
-        let cut = steps.filter_map(|at| reader.refused_line(&text[..at])).count();
+        let cut = steps.clone().filter_map(|at| reader.refused_line(&text[..at])).count();
         assert!(cut > 0, "some of it is no TOML");
+        count(steps.count() as u64);
         let lines: Vec<_> = text.lines().collect();
-        for index in 0..lines.len() {
+        each(0..lines.len(), |index| {
             let mut less = lines.clone();
             less.remove(index);
             reader.refused_line(&less.join("\n"));
-        }
+            // The line twice, and its end missing.
+            let mut more = lines.clone();
+            more.insert(index, lines[index]);
+            reader.refused_line(&more.join("\n"));
+            let half = lines[index].len() / 2;
+            more[index] = lines[index].get(..half).unwrap_or_default();
+            more.remove(index + 1);
+            reader.refused_line(&more.join("\n"));
+        });
     }
 }
