@@ -290,7 +290,7 @@ fn spec_2_6_1_2_1_a_queue_that_is_enabled_again_starts_afresh_with_its_new_setti
 #[test]
 fn spec_2_7_every_power_of_two_up_to_32768_is_a_size() {
     each((0..=15).map(|shift| 1u16 << shift), |size| {
-        let rig = Rig::with(TestDevice::with_lanes(Behaviour::Echo, &[1 << 15], vec![0..1]));
+        let rig = Rig::with(TestDevice::with_lanes(Behaviour::Echo, &[1 << 15], std::iter::once(0..1).collect()));
         let queue = RawQueue::new(rig.memory.clone(), RAM, size);
         queue.write_descriptor(size - 1, Descriptor::writable(RAM + RAM_LEN - 16, 16));
         rig.registers.bring_up(VERSION_1, &queue);
