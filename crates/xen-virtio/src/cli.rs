@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::broker::DEATHS_PER_MINUTE;
 use crate::config;
+use crate::confine::{UID_BASE, UID_BASE_MAX, UID_MAX};
 use crate::model::Model;
 
 /// Serves virtio devices to Xen guests.
@@ -84,7 +85,7 @@ pub enum Command {
     VhostUser(VhostUser),
     /// Serve one guest; started by `serve`, with a socket as standard input
     #[command(hide = true)]
-    Worker,
+    Worker(Worker),
     /// Say which versions' guests can be gone on with; asked by the `serve` whose place it is to take
     #[command(hide = true)]
     Follows(Follows),
@@ -107,12 +108,41 @@ pub struct Serve {
     /// If it dies more often, the guest's devices are given up: the guest runs on and finds them broken.
     #[arg(long = "restarts", value_name = "N", default_value_t = DEATHS_PER_MINUTE)]
     pub restarts: u32,
+    /// The user ids of workers: that of domain 5 runs as user N + 5
+    ///
+    /// They are to be nobody else's. The default is where no distribution, container manager or directory service gives
+    /// any out.
+    #[arg(long, value_name = "N", default_value_t = UID_BASE, conflicts_with = "no_sandbox",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(UID_BASE_MAX)))]
+    pub worker_uid_base: u32,
+    /// For debugging: leave workers the rights of root. A guest that takes its worker over then has the host
+    #[arg(long)]
+    pub no_sandbox: bool,
     #[command(flatten)]
     /// Where the broker lives.
     pub runtime: Runtime,
     /// What to log: error, warn, info, debug or trace, or filters such as info,xen_virtio=debug
     #[arg(long, value_name = "FILTER", env = LOG_VARIABLE, default_value = "info")]
     pub log: String,
+}
+
+impl Serve {
+    /// Where the user ids of workers begin; none if they are not confined.
+    pub fn uid_base(&self) -> Option<u32> {
+        (!self.no_sandbox).then_some(self.worker_uid_base)
+    }
+}
+
+/// Options of `worker`.
+#[derive(Args, Debug)]
+pub struct Worker {
+    /// The user to become when all rights are given up
+    #[arg(long, value_name = "UID",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(UID_MAX)))]
+    pub user: Option<u32>,
+    /// Keep all rights
+    #[arg(long, conflicts_with = "user")]
+    pub no_sandbox: bool,
 }
 
 /// The variable that tells a worker what to log.

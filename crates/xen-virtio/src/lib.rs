@@ -14,6 +14,7 @@ pub mod choice;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod door;
 pub mod failure;

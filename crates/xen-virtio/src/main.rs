@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Command::Console(options) => console::run(&options),
         Command::Check(options) => check::run(&options),
         Command::VhostUser(options) => vhost_user::run(&options),
-        Command::Worker => worker::run(),
+        Command::Worker(options) => worker::run(&options),
         Command::Follows(options) => versions::follows(&options.command),
     };
     match ended {

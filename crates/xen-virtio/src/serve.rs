@@ -64,7 +64,7 @@ async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
         // No receiver means that the broker has ended.
         let _ = requests.send(Request::Stop).await;
     });
-    let spawner = OwnBinary::new(&options.log, directory);
+    let spawner = OwnBinary::new(&options.log, directory, options.uid_base());
     let kind = options.only.as_deref();
     let settings = Settings {
         directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },

@@ -1,7 +1,8 @@
 //! Starting a worker: a fresh process of this very binary.
 //!
 //! It inherits nothing but a socket as standard input and the log as standard error; the devices of Xen are sent over
-//! the socket, and are restricted to the guest before they are: not even a worker's first instruction can reach more.
+//! the socket, and are restricted to the guest before they are: not even a worker's first instruction can reach more. What
+//! else a worker has as root it gives up before it serves ([`confine`]).
 
 use std::cell::Cell;
 use std::fs;
@@ -18,6 +19,7 @@ use xen_ioctls::{DeviceModel, DomId, EventChannels, Gntdev, Kind, Privcmd};
 use super::worker::{Spawned, Spawner};
 use crate::channel::Channel;
 use crate::cli::LOG_VARIABLE;
+use crate::confine;
 use crate::door::Door;
 use crate::protocol::{Former, Order, VERSION};
 
@@ -29,14 +31,36 @@ pub struct OwnBinary {
     log: String,
     /// Where workers' doors are.
     runtime: PathBuf,
+    /// Where workers' user ids begin; none if they are not confined.
+    uid_base: Option<u32>,
     /// The operator knows that this kernel cannot restrict.
     warned: Cell<bool>,
 }
 
 impl OwnBinary {
-    /// Workers log what `log` lets through, and have their doors in `runtime`.
-    pub fn new(log: &str, runtime: &Path) -> Self {
-        Self { log: log.to_owned(), runtime: runtime.to_owned(), warned: Cell::new(false) }
+    /// Workers log what `log` lets through, have their doors in `runtime`, and become users from `uid_base` on. Without it
+    /// they keep the rights of root.
+    pub fn new(log: &str, runtime: &Path, uid_base: Option<u32>) -> Self {
+        if uid_base.is_none() {
+            tracing::warn!(name: "broker.no_sandbox", "WORKERS ARE NOT CONFINED (--no-sandbox): a guest that takes its \
+                worker over has this host. For debugging only");
+        }
+        Self { log: log.to_owned(), runtime: runtime.to_owned(), uid_base, warned: Cell::new(false) }
+    }
+
+    /// The program that is to serve a guest, without its socket.
+    fn worker(&self, domid: u16) -> Command {
+        let mut command = Command::new(OWN_BINARY);
+        command.arg0(env!("CARGO_PKG_NAME")).arg("worker");
+        match self.uid_base {
+            Some(base) => command.args(["--user", &confine::uid_of(domid, base).to_string()]),
+            None => command.arg("--no-sandbox"),
+        };
+        command
+            .env_clear()
+            .env(LOG_VARIABLE, &self.log)
+            .envs(std::env::var_os("JOURNAL_STREAM").map(|value| ("JOURNAL_STREAM", value)));
+        command
     }
 }
 
@@ -46,16 +70,12 @@ impl Spawner for OwnBinary {
         let door = Door::make(&self.runtime, domid)
             .with_context(|| format!("Cannot make the socket of a worker in {}", self.runtime.display()))?;
         let (here, there) = Channel::pair().context("Cannot make a socket for a worker")?;
-        let child = Command::new(OWN_BINARY)
-            .arg0(env!("CARGO_PKG_NAME"))
-            .arg("worker")
-            .env_clear()
-            .env(LOG_VARIABLE, &self.log)
-            .envs(std::env::var_os("JOURNAL_STREAM").map(|value| ("JOURNAL_STREAM", value)))
-            .stdin(Stdio::from(OwnedFd::from(there)))
-            .stdout(Stdio::null())
-            .spawn()
-            .context("Cannot start a worker process")?;
+        let mut command = self.worker(domid);
+        command.stdin(Stdio::from(OwnedFd::from(there))).stdout(Stdio::null());
+        let child = match self.uid_base {
+            Some(_) => confine::spawn(command)?,
+            None => command.spawn().context("Cannot start a worker process")?,
+        };
         here.send(&Order::Start { version: VERSION, domid, former }, &[privcmd.as_fd(), evtchn.as_fd(), door.as_fd()])
             .context("Cannot tell a new worker whom to serve")?;
         let (kill, killed) = oneshot::channel();

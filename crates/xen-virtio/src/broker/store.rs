@@ -72,14 +72,11 @@ impl FdStore {
     /// # Errors
     /// What it has told this process makes no sense.
     pub fn of_this_process() -> anyhow::Result<Self> {
-        let manager = env::var_os("NOTIFY_SOCKET").and_then(|address| {
-            let failed = |error: &io::Error| {
-                tracing::warn!(name: "store.none", %error, ?address,
-                    "The service manager's NOTIFY_SOCKET cannot be reached: nothing is kept in case xen-virtio and a \
-                     guest's worker end at once");
-            };
-            connect(&address).inspect_err(failed).ok()
+        let manager = env::var_os("NOTIFY_SOCKET").map(|path| match path.as_bytes() {
+            [b'@', name @ ..] => connect(&SocketAddr::from_abstract_name(name)?),
+            path => connect(&SocketAddr::from_pathname(OsStr::from_bytes(path))?),
         });
+        let manager = manager.transpose().context("Cannot reach the service manager's NOTIFY_SOCKET")?;
         let handed = sd_notify::listen_fds_with_names().context("The service manager's LISTEN_FDS makes no sense")?;
         let own = |(number, name)| Ok((name, duplicate(number)?));
         let handed: io::Result<Vec<_>> = handed.map(own).collect();
@@ -200,13 +197,9 @@ impl FdStore {
     }
 }
 
-fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
-    let address = match address.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        path => SocketAddr::from_pathname(OsStr::from_bytes(path)),
-    };
+fn connect(address: &SocketAddr) -> io::Result<UnixDatagram> {
     let manager = UnixDatagram::unbound()?;
-    manager.connect_addr(&address?)?;
+    manager.connect_addr(address)?;
     manager.set_write_timeout(Some(PATIENCE))?;
     Ok(manager)
 }

@@ -1,7 +1,8 @@
 //! `xen-virtio worker`: serves one guest, and knows nothing else.
 //!
 //! A fresh process that the broker starts with a socket as standard input; all else it needs comes over that socket,
-//! already opened and already restricted to its guest. Its main thread obeys the broker and does the errands that other
+//! already opened and already restricted to its guest. With that in its hands, and before it looks at anything of its guest's, it
+//! gives up all other rights ([`confine`]). Its main thread obeys the broker and does the errands that other
 //! threads leave; the pump serves the guest's accesses and lanes do its I/O, so that nothing here delays the guest.
 //!
 //! If the broker dies the worker goes on serving, until its guest ends or the next broker comes, to which it hands over. If its own code panics it aborts: the
@@ -26,7 +27,8 @@ use anyhow::{Context, bail};
 use ioreq::{EventChannels, Hypervisor};
 
 use crate::channel::Channel;
-use crate::cli::LOG_VARIABLE;
+use crate::cli::{self, LOG_VARIABLE};
+use crate::confine;
 use crate::door::Door;
 use crate::failure::Failure;
 use crate::logging::{self, HeldBack};
@@ -42,7 +44,7 @@ use xen::Xen;
 ///
 /// # Errors
 /// It was not started by a broker, or the guest cannot be served.
-pub fn run() -> Result<(), Failure> {
+pub fn run(options: &cli::Worker) -> Result<(), Failure> {
     // The kernel has named us "exe", after /proc/self/exe; a worker without a name of its own serves as well.
     let _ = rustix::thread::set_name(c"xen-virtio");
     allow_descriptors();
@@ -51,9 +53,26 @@ pub fn run() -> Result<(), Failure> {
     let served = panic::catch_unwind(AssertUnwindSafe(|| {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
         let Beginning { xen, former, door, held_back } = begin(&channel)?;
+        confine(options).inspect_err(|error| drop(channel.send(&unable(error), &[])))?;
         serve(channel, xen.hypervisor, xen.events, xen.pages, former, Some(door), held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
+}
+
+/// Gives up all rights that a worker can do without.
+fn confine(options: &cli::Worker) -> anyhow::Result<()> {
+    match options.user {
+        Some(user) => confine::enter(user),
+        None if options.no_sandbox => {
+            tracing::warn!(name: "worker.no_sandbox", "This worker is not confined (--no-sandbox)");
+            Ok(())
+        }
+        None => bail!("The broker did not say as which user to serve"),
+    }
+}
+
+fn unable(error: &anyhow::Error) -> Answer {
+    Answer::Unable { reason: format!("{error:#}") }
 }
 
 /// Serves the guest that these are of, by orders from `channel`; from where a worker before left it, if one did. Should the
@@ -75,7 +94,7 @@ pub fn serve(
     let errands = Errands::new().context("Cannot make an eventfd")?;
     let created = |server| tell(&Answer::Created { server });
     let started = Guest::start(hypervisor, events, pages, errands.clone(), former, created);
-    let Some(guest) = started.inspect_err(|error| tell(&Answer::Unable { reason: format!("{error:#}") }))? else {
+    let Some(guest) = started.inspect_err(|error| tell(&unable(error)))? else {
         tell(&Answer::Report(Report::default()));
         return Ok(());
     };

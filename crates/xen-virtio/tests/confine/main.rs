@@ -1,0 +1,12 @@
+//! What a worker can still do when its guest has taken it over: each test has a process, confined as a worker is and by the
+//! same code, try something, and says how that was denied. They need root, as `serve` does.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
+#![allow(unsafe_code, reason = "system calls by their numbers, and processes between fork and exec")]
+
+mod calls;
+mod harness;
+mod life;
+mod outside;
+mod program;
+mod rings;
