@@ -1,9 +1,9 @@
 //! What the threads of a console share.
 
-use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{io, mem};
 
 use serde::{Deserialize, Serialize};
 use virtio_backend::{Bell, Fault, Signals};
@@ -29,8 +29,9 @@ pub(crate) struct Shared {
     pub(crate) lane: Bell,
     /// Wakes the host thread.
     pub(crate) host: Bell,
-    /// The first port's [`Size`] in one word: rows in the upper half.
-    size: AtomicU32,
+    /// That of the first port. Held by who changes it until the generation tells of that: a driver reads columns and rows
+    /// one by one, and takes them for belonging together if the generation has not changed meanwhile (§2.5.3).
+    size: Mutex<Size>,
     signals: OnceLock<Arc<dyn Signals>>,
     stops: AtomicBool,
 }
@@ -43,7 +44,7 @@ impl Shared {
             counters: Counters::default(),
             lane: Bell::new()?,
             host: Bell::new()?,
-            size: AtomicU32::new(word(size)),
+            size: Mutex::new(size),
             signals: OnceLock::new(),
             stops: AtomicBool::new(false),
         })
@@ -65,20 +66,24 @@ impl Shared {
     }
 
     pub(crate) fn size(&self) -> Size {
-        let [cols_low, cols_high, rows_low, rows_high] = self.size.load(Relaxed).to_le_bytes();
-        let cols = u16::from_le_bytes([cols_low, cols_high]);
-        Size { cols, rows: u16::from_le_bytes([rows_low, rows_high]) }
+        *self.shown_size()
+    }
+
+    fn shown_size(&self) -> MutexGuard<'_, Size> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first port's terminal has this size now.
     pub(crate) fn resize(&self, size: Size) {
-        if self.size.swap(word(size), Relaxed) == word(size) {
+        let mut shown = self.shown_size();
+        if mem::replace(&mut *shown, size) == size {
             return;
         }
         // With several ports a driver goes by control messages and does not mind.
         if let Some(signals) = self.signals.get() {
             signals.config_changed();
         }
+        drop(shown);
         self.lane.ring();
     }
 
@@ -100,6 +105,34 @@ impl Shared {
     }
 }
 
-fn word(size: Size) -> u32 {
-    u32::from(size.rows) << 16 | u32::from(size.cols)
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use super::*;
+
+    /// A transport that looks, when it is told of a change, whether anybody could see it yet.
+    struct Looking(Weak<Shared>, Arc<AtomicBool>);
+
+    impl Signals for Looking {
+        fn used(&self, _queues: &[usize]) {}
+
+        fn config_changed(&self) {
+            let is_unseen = self.0.upgrade().unwrap().size.try_lock().is_err();
+            self.1.store(is_unseen, Relaxed);
+        }
+
+        fn needs_reset(&self, _fault: &Fault) {}
+    }
+
+    #[test]
+    fn spec_4_2_2_1_nobody_sees_a_new_size_before_the_generation_tells_of_it() {
+        let (shared, was_unseen) = (Arc::new(Shared::new(Vec::new(), Size::default()).unwrap()), Arc::default());
+        shared.attach(Arc::new(Looking(Arc::downgrade(&shared), Arc::clone(&was_unseen))));
+
+        shared.resize(Size { cols: 132, rows: 50 });
+
+        assert!(was_unseen.load(Relaxed));
+        assert_eq!(shared.size(), Size { cols: 132, rows: 50 });
+    }
 }

@@ -106,21 +106,33 @@ impl ConfigSpace {
         self.state().written.clear();
     }
 
-    /// Takes what the backend says now. Returns whether that is something else.
-    pub(crate) fn replace(&self, mut bytes: Vec<u8>) -> bool {
+    /// Takes what the backend says now. If that is something else, `tell` is to change the generation, before which nobody
+    /// sees any of it: a driver that reads fields one by one takes them for belonging together if the generation is the same
+    /// before and after (§2.5.3).
+    pub(crate) fn replace(&self, mut bytes: Vec<u8>, tell: impl FnOnce()) {
         self.own.complete(&mut bytes);
         let mut state = self.state();
         let is_new = bytes.len() == state.bytes.len() && bytes != state.bytes;
         if is_new {
             state.bytes = bytes;
+            tell();
         }
-        is_new
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whether these are told of, as they have to be before anybody sees them.
+    fn replace(space: &ConfigSpace, bytes: Vec<u8>) -> bool {
+        let mut is_told = false;
+        space.replace(bytes, || {
+            is_told = true;
+            assert!(space.state.try_lock().is_err(), "seen before it is told of");
+        });
+        is_told
+    }
 
     fn read(space: &ConfigSpace, offset: usize, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
@@ -138,7 +150,7 @@ mod tests {
         assert_eq!(bytes[35..], [0, 2, 0, 0, 0]);
 
         let space = ConfigSpace::new(bytes.clone(), own);
-        assert!(!space.replace(vec![7; 40]), "all of it is ours");
+        assert!(!replace(&space, vec![7; 40]), "all of it is ours");
         assert_eq!(read(&space, 0, 40), bytes);
     }
 
@@ -173,9 +185,9 @@ mod tests {
     #[test]
     fn only_what_differs_is_a_change() {
         let space = ConfigSpace::new(vec![1, 2], Own::default());
-        assert!(!space.replace(vec![1, 2]));
-        assert!(space.replace(vec![1, 3]));
-        assert!(!space.replace(vec![1]), "a backend cannot make it shorter");
+        assert!(!replace(&space, vec![1, 2]));
+        assert!(replace(&space, vec![1, 3]));
+        assert!(!replace(&space, vec![1]), "a backend cannot make it shorter");
         assert_eq!(read(&space, 0, 2), [1, 3]);
     }
 }

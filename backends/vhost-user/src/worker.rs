@@ -227,10 +227,10 @@ impl FrontendWorker {
         let size = self.shared.plan.config_size;
         let Some(connection) = self.connection() else { return Ok(()) };
         let Some(bytes) = connection.talk().config(size)? else { return Ok(()) };
-        if self.shared.config.replace(bytes) {
+        self.shared.config.replace(bytes, || {
             self.shared.counters.config_changes.fetch_add(1, Relaxed);
             self.shared.config_changed();
-        }
+        });
         Ok(())
     }
 

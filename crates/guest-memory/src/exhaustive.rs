@@ -1,4 +1,5 @@
 //! All layouts of the frames of a chunk, and all edges of the address space, against what is there frame by frame.
+#![allow(clippy::cast_possible_truncation, reason = "numbers of frames are small here")]
 
 use std::sync::Arc;
 

@@ -24,6 +24,8 @@ mod counters;
 mod device;
 mod fault;
 pub mod features;
+#[cfg(all(test, not(loom)))]
+mod handover;
 mod heads;
 mod indices;
 mod kind;
