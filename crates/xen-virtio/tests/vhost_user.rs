@@ -254,7 +254,7 @@ fn it_stops_while_a_front_end_is_connected() {
 }
 
 #[test]
-fn sigterm_and_sigint_take_the_socket_away_and_exit_with_0() {
+fn h09_sigterm_and_sigint_take_the_socket_away_and_exit_with_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let place = Place::new();
         let daemon = place.serve_disk();
@@ -268,7 +268,7 @@ fn sigterm_and_sigint_take_the_socket_away_and_exit_with_0() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_is_replaced() {
+fn h09_what_a_killed_daemon_left_is_replaced() {
     let place = Place::new();
     let (status, _) = place.serve_disk().stop(Signal::KILL);
     assert!(!status.success() && place.socket().exists());
@@ -278,6 +278,28 @@ fn what_a_killed_daemon_left_is_replaced() {
     look(&place.socket());
     daemon.assert_stops_cleanly();
     assert_eq!(place.names(), ["image"]);
+}
+
+#[test]
+fn h09_a_daemon_that_was_stopped_goes_on_with_what_came_meanwhile() {
+    let place = Place::new();
+    let daemon = place.serve_disk();
+    let signal = |signal| kill_process(Pid::from_child(&daemon.0), signal).unwrap();
+    let (frontend, features) = connect(&place.socket());
+    for _ in 0..3 {
+        signal(Signal::STOP);
+        signal(Signal::CONT);
+    }
+    signal(Signal::STOP);
+    drop(frontend);
+    let next = thread::spawn({
+        let socket = place.socket();
+        move || look(&socket)
+    });
+    signal(Signal::CONT);
+
+    assert_eq!(next.join().unwrap().features, features);
+    daemon.assert_stops_cleanly();
 }
 
 #[test]
