@@ -29,11 +29,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 BASE ?=
 
 .DEFAULT_GOAL := help
-<<<<<<< ours
-.PHONY: help deps build test check models catalogue demo lab vmm fuzz soak bench bench-lab install clean
-=======
 .PHONY: help deps build test check models miri tsan catalogue demo lab vmm fuzz soak bench bench-lab install clean
->>>>>>> theirs
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +56,6 @@ models: ## Try every order of events where threads meet, with loom
 catalogue: deps ## Run all tests of cargo, and make docs/security.md and docs/conformance.md of what they tell
 	$(CARGO) run --quiet -p catalogue
 
-<<<<<<< ours
-=======
 miri: ## Run what Miri can, from addresses to rings; needs the nightly compiler with miri and rust-src
 	MIRIFLAGS="-Zmiri-disable-isolation" $(CARGO) +$(NIGHTLY) miri test --quiet -p io-bus -p guest-memory -p virtio-backend \
 		-p ioreq -p virtio-mmio -p xenstore --lib -- $(addprefix --skip ,$(NOT_MIRI))
@@ -73,7 +67,6 @@ tsan: ## Run the tests of what threads share under ThreadSanitizer; needs the ni
 		RUSTFLAGS="-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" $(CARGO) +$(NIGHTLY) test --quiet \
 		-Zbuild-std --target $(HOST) -p io-bus -p guest-memory -p virtio-backend -p ioreq -p virtio-mmio --lib --tests
 
->>>>>>> theirs
 lab: deps ## Run the lab's cases only; one or some with CASE="NAME..."
 	@tests/lab/run $(CASE)
 
