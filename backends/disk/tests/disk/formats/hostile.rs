@@ -122,6 +122,7 @@ fn e12_a_spoiled_image_fails_requests_and_nothing_else() {
     let shapes = [("cluster_size=64k", 64 << 10), ("cluster_size=4k", 4096), ("cluster_size=512,refcount_bits=1", 512)];
     for (options, cluster) in shapes {
         let served = spoil_and_use(60, options, cluster);
+        testkit::cases::count(60);
         // Else the test is of the checks at the start alone.
         assert!(served > 10, "{options}: {served} of 60 served");
     }
