@@ -5,6 +5,7 @@
 
 dom0() {
     new_bridge lab 192.168.77.1/24
+    mkdir -p "$sockets"
     new_foreign_entropy entropy
     guest confined all "$(new_disk confined 8)"
     set_option confined 'on_reboot = "restart"'

@@ -44,8 +44,9 @@ pub(super) fn leave() -> anyhow::Result<()> {
 /// host could not unmount it as long as we had it.
 fn cover(below: &[String]) -> anyhow::Result<()> {
     mount_move(".", "/").context("mount --move of the new root")?;
-    for point in below.iter().rev() {
-        // What is mounted in another one is gone with that; the old root itself has to stay.
+    // At the root it would be the new one that goes.
+    for point in below.iter().rev().filter(|point| *point != "/") {
+        // What is mounted in another one is gone with that.
         let _ = unmount(point.as_str(), UnmountFlags::DETACH);
     }
     // There is no way out of it for a process that may not call chroot again.
