@@ -23,7 +23,7 @@ SEED ?= 1
 # system calls that it does not know, or try inputs by the hundred thousand.
 NIGHTLY ?= nightly
 SEEDS ?= 16
-NOT_MIRI := exhaustive indices any_ record anonymous moderation rate_limit watcher domain
+NOT_MIRI := exhaustive indices any_ record anonymous moderation rate_limit watcher domain blocking
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # What `make bench-lab` compares with: a revision as git names it.
 BASE ?=

@@ -68,7 +68,15 @@ impl Drop for Chunk {
 fn model(interruptions: usize, orders: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(interruptions);
-    builder.check(orders);
+    let tried = Arc::<Count>::default();
+    builder.check({
+        let tried = Arc::clone(&tried);
+        move || {
+            tried.fetch_add(1, Relaxed);
+            orders();
+        }
+    });
+    println!("{} orders", tried.load(Relaxed));
 }
 
 fn look(view: &View) -> u8 {
