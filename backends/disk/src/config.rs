@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use virtio_backend::Rate;
 
+use crate::nbd::Export;
+use crate::topology::Topology;
 use crate::{Access, Backing, Format, Geometry, Storage};
 
 /// Bytes of the serial number that GET_ID gives (VIRTIO_BLK_ID_BYTES).
@@ -95,6 +97,19 @@ pub struct Config {
     pub answer_timeout: u32,
     /// Of an NBD export: after how many seconds without a server requests fail; 0 is never.
     pub reconnect_timeout: u32,
+    /// What the host says of its end, which [`open`](virtio_backend::Kind::open) fills in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
+}
+
+/// What is known of the host's end where a disk is opened, and cannot be asked where it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// Of a block device.
+    Device(Topology),
+    /// Of an export of an NBD server.
+    Export(Export),
 }
 
 impl Default for Config {
@@ -116,6 +131,7 @@ impl Default for Config {
             bandwidth: None,
             answer_timeout: 0,
             reconnect_timeout: 0,
+            found: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use virtio_backend::Record;
 use crate::engine::{self, Engine, Target};
 use crate::request::SECTOR_SIZE;
 use crate::turn::Turn;
-use crate::{EngineKind, Geometry, Storage, topology};
+use crate::{EngineKind, Geometry, Storage, Topology};
 
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Image {
     name: String,
     is_block_device: bool,
     geometry: Geometry,
+    /// Of a block device.
+    topology: Option<Topology>,
     turn: Turn,
 }
 
@@ -121,10 +123,25 @@ impl Image {
     /// # Errors
     /// It is no disk.
     pub fn from_file(file: File, name: impl Into<String>) -> Result<Self, ImageError> {
-        let name = name.into();
+        Self::measured(file, name.into(), None)
+    }
+
+    /// The same, where a block device was `found` to be like this; there, sysfs need not be.
+    ///
+    /// # Errors
+    /// It is no disk.
+    pub(crate) fn found(file: File, name: String, found: Topology) -> Result<Self, ImageError> {
+        Self::measured(file, name, Some(found))
+    }
+
+    fn measured(file: File, name: String, found: Option<Topology>) -> Result<Self, ImageError> {
         let is_block_device = check_kind(&file, &name)?;
-        let geometry = measure(&file, is_block_device)
+        let mut geometry = measure(&file, is_block_device)
             .map_err(|source| ImageError::Query { image: name.clone(), source: source.into() })?;
+        let topology = is_block_device.then(|| found.unwrap_or_else(|| Topology::of(&file)));
+        if let Some(topology) = topology {
+            geometry = topology.refine(geometry);
+        }
         let Geometry { size, block_size, .. } = geometry;
         if size == 0 {
             return Err(ImageError::Empty { image: name });
@@ -132,7 +149,12 @@ impl Image {
         if !size.is_multiple_of(u64::from(block_size)) {
             return Err(ImageError::Size { image: name, size, block_size });
         }
-        Ok(Self { file, name, is_block_device, geometry, turn: Turn::default() })
+        Ok(Self { file, name, is_block_device, geometry, topology, turn: Turn::default() })
+    }
+
+    /// What a block device says of itself.
+    pub(crate) fn topology(&self) -> Option<Topology> {
+        self.topology
     }
 
     /// The open file.
@@ -227,7 +249,7 @@ fn check_kind(file: &File, name: &str) -> Result<bool, ImageError> {
 /// <linux/magic.h>
 const SYSFS_MAGIC: fs::FsWord = 0x6265_6572;
 
-/// What a descriptor tells of its image.
+/// What a descriptor tells of its image by itself.
 fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
     let flags = fs::fcntl_getfl(file)?;
     let (block_size, physical) = if is_block_device {
@@ -236,7 +258,7 @@ fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
         (FILE_BLOCK_SIZE, u32::try_from(fs::fstat(file)?.st_blksize).unwrap_or(FILE_BLOCK_SIZE))
     };
     let physical_block_size = favourite(physical, block_size);
-    let geometry = Geometry {
+    Ok(Geometry {
         size: size_of(file, is_block_device)?,
         block_size,
         physical_block_size,
@@ -247,8 +269,7 @@ fn measure(file: &File, is_block_device: bool) -> Result<Geometry, Errno> {
         direct_alignment: flags.contains(OFlags::DIRECT).then(|| direct_alignment(file, block_size)),
         read_only: flags & OFlags::ACCMODE == OFlags::RDONLY,
         max_queues: u16::MAX,
-    };
-    Ok(if is_block_device { topology::refine(file, geometry) } else { geometry })
+    })
 }
 
 fn size_of(file: &File, is_block_device: bool) -> Result<u64, Errno> {

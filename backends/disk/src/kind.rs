@@ -1,6 +1,7 @@
 //! From what the operator wrote to an open image, and from that to a disk.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use virtio_backend::{Backend, Kind, Owner, Reach};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use crate::config::Found;
 use crate::format::FormatImage;
 use crate::image::open_file;
 use crate::nbd::{self, AddressError, NbdError};
@@ -53,6 +55,12 @@ pub enum DiskError {
     /// The configuration is impossible, or not with this image.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// `found` is not for operators.
+    #[error("found is not a key to be written: leave it out")]
+    Found,
+    /// The configuration was not completed by `open`: a bug.
+    #[error("The disk came without what was found of its NBD export")]
+    NotFound,
     /// A disk is made of its image and each backing file.
     #[error("The disk came with {count} descriptors instead of {expected}")]
     Descriptors {
@@ -73,6 +81,9 @@ impl Kind for Disk {
     fn check(config: &Config) -> Result<(), DiskError> {
         if config.image.as_os_str().is_empty() {
             return Err(DiskError::NoImage);
+        }
+        if config.found.is_some() {
+            return Err(DiskError::Found);
         }
         if nbd::kind::is_meant(config) {
             nbd::kind::check(config)?;
@@ -101,6 +112,7 @@ impl Kind for Disk {
             // What does not fit is told before anyone is asked to make the device. Nothing else is looked into here.
             let raw = Image::from_file(image, Self::host_end(config))?;
             Plan::new(config, &raw)?;
+            config.found = raw.topology().map(Found::Device);
             image = raw.into_file();
         }
         let mut files = vec![image.into()];
@@ -110,15 +122,19 @@ impl Kind for Disk {
         Ok(files)
     }
 
-    fn make(config: &Config, descriptors: Vec<OwnedFd>, _reach: Arc<dyn Reach>) -> Result<Arc<dyn Backend>, DiskError> {
+    fn make(config: &Config, descriptors: Vec<OwnedFd>, reach: Arc<dyn Reach>) -> Result<Arc<dyn Backend>, DiskError> {
         if nbd::kind::is_meant(config) {
-            return Ok(Arc::new(Self::over(config, nbd::kind::make(config, descriptors)?)?));
+            return Ok(Arc::new(Self::over(config, nbd::kind::make(config, descriptors, reach)?)?));
         }
         let (count, expected) = (descriptors.len(), 1 + config.backing.len());
         let mut files = descriptors.into_iter().map(File::from);
         match (config.format, files.next()) {
             (Format::Raw, Some(image)) if count == expected => {
-                let image = Image::from_file(image, Self::host_end(config))?;
+                let name = Self::host_end(config);
+                let image = match config.found {
+                    Some(Found::Device(topology)) => Image::found(image, name, topology)?,
+                    _ => Image::from_file(image, name)?,
+                };
                 Ok(Arc::new(Self::new(config, image)?))
             }
             (Format::Qcow2, Some(image)) if count == expected => {
@@ -127,6 +143,11 @@ impl Kind for Disk {
             }
             _ => Err(DiskError::Descriptors { count, expected }),
         }
+    }
+
+    /// Connects to the server of an NBD export, for which there is one number.
+    fn reach(config: &Config, _number: u32) -> io::Result<OwnedFd> {
+        if nbd::kind::is_meant(config) { nbd::kind::reach(config) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 }
 

@@ -32,9 +32,10 @@ mod topology;
 mod turn;
 mod worker;
 
-pub use config::{Cache, Config, EngineKind, OnError, Plan, PlanError};
+pub use config::{Cache, Config, EngineKind, Found, OnError, Plan, PlanError};
 pub use device::Disk;
 pub use format::{Backing, Format, FormatError};
 pub use image::{Access, Image, ImageError};
 pub use kind::DiskError;
 pub use storage::{Geometry, Storage};
+pub use topology::Topology;

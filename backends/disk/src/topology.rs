@@ -1,40 +1,69 @@
 //! What a block device tells of itself beyond its size and its blocks: how it likes to be used, and what it can discard
 //! (Documentation/ABI/stable/sysfs-block of Linux).
 //!
-//! All of it is advice to the driver, so what cannot be read is left at what fits any device.
+//! All of it is advice to the driver, so what cannot be read is left at what fits any device. It is read where the device is
+//! opened: where it is served there may be no sysfs.
 
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{fstat, major, minor};
+use serde::{Deserialize, Serialize};
 
 use crate::Geometry;
 
 /// Below it, each block device has a directory by its numbers.
 const DEVICES: &str = "/sys/dev/block";
 
-/// Puts what the kernel tells of an open block device into its measures.
-pub(crate) fn refine(device: impl AsFd, geometry: Geometry) -> Geometry {
-    let Ok(stat) = fstat(device) else { return geometry };
-    let directory = Path::new(DEVICES).join(format!("{}:{}", major(stat.st_rdev), minor(stat.st_rdev)));
-    refined(&directory, geometry)
+/// See the module. What is not told is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Topology {
+    /// The size of transfers that it likes best, in bytes.
+    pub optimal_io_size: Option<u32>,
+    /// Where its first physical block starts that is whole, in bytes.
+    pub alignment_offset: Option<u32>,
+    /// The pieces in which it discards, in bytes.
+    pub discard_granularity: Option<u32>,
+    /// The most that one discard gives back, in bytes; 0 if it cannot.
+    pub max_discard: Option<u64>,
 }
 
-fn refined(directory: &Path, geometry: Geometry) -> Geometry {
-    // A partition is a directory in that of its disk, which has the queue.
-    let queue = [directory.join("queue"), directory.join("..").join("queue")].into_iter().find(|queue| queue.is_dir());
-    let limit = |name: &str| number(queue.as_ref()?.join(name));
-    let or_u32 = |told: Option<u64>, other| told.and_then(|told| u32::try_from(told).ok()).unwrap_or(other);
-    let max_discard = limit("discard_max_bytes").unwrap_or(geometry.max_discard);
-    let granularity = limit("discard_granularity").filter(|granularity| *granularity > 0);
-    Geometry {
-        optimal_io_size: or_u32(limit("optimal_io_size"), geometry.optimal_io_size),
-        // Of a device that cannot be aligned to at all, -1.
-        alignment_offset: or_u32(number(directory.join("alignment_offset")), geometry.alignment_offset),
-        discard_granularity: if max_discard == 0 { 0 } else { or_u32(granularity, geometry.discard_granularity) },
-        max_discard,
-        ..geometry
+impl Topology {
+    /// What the kernel tells of an open block device. Takes a look at sysfs.
+    pub(crate) fn of(device: impl AsFd) -> Self {
+        let Ok(stat) = fstat(device) else { return Self::default() };
+        let directory = format!("{}:{}", major(stat.st_rdev), minor(stat.st_rdev));
+        Self::told_in(&Path::new(DEVICES).join(directory))
+    }
+
+    fn told_in(directory: &Path) -> Self {
+        // A partition is a directory in that of its disk, which has the queue.
+        let queues = [directory.join("queue"), directory.join("..").join("queue")];
+        let queue = queues.into_iter().find(|queue| queue.is_dir());
+        let limit = |name: &str| number(queue.as_ref()?.join(name));
+        let small = |told: Option<u64>| told.and_then(|told| u32::try_from(told).ok());
+        Self {
+            optimal_io_size: small(limit("optimal_io_size")),
+            // Of a device that cannot be aligned to at all, -1.
+            alignment_offset: small(number(directory.join("alignment_offset"))),
+            discard_granularity: small(limit("discard_granularity")).filter(|granularity| *granularity > 0),
+            max_discard: limit("discard_max_bytes"),
+        }
+    }
+
+    /// Puts it into a device's measures.
+    pub(crate) fn refine(self, geometry: Geometry) -> Geometry {
+        let max_discard = self.max_discard.unwrap_or(geometry.max_discard);
+        let granularity = self.discard_granularity.unwrap_or(geometry.discard_granularity);
+        Geometry {
+            optimal_io_size: self.optimal_io_size.unwrap_or(geometry.optimal_io_size),
+            alignment_offset: self.alignment_offset.unwrap_or(geometry.alignment_offset),
+            discard_granularity: if max_discard == 0 { 0 } else { granularity },
+            max_discard,
+            ..geometry
+        }
     }
 }
 
@@ -58,6 +87,10 @@ mod tests {
         read_only: false,
         max_queues: 1,
     };
+
+    fn refined(directory: &Path, geometry: Geometry) -> Geometry {
+        Topology::told_in(directory).refine(geometry)
+    }
 
     /// A directory as sysfs has one for a disk with a partition.
     fn device(files: &[(&str, &str)]) -> tempfile::TempDir {

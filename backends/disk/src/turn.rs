@@ -4,20 +4,21 @@
 //! write of it could so reach the medium behind one that the process which follows has been told is done, and undo it.
 //! (Everything else ends before the process does: system calls, and what io_uring gives to threads of its own.)
 //!
-//! So each process has a lock, by an open file description of its own, and its rings have it among their files. The kernel
+//! So each process locks the disk's record, of which it was given an open file description of its own, and its rings have that
+//! among their files. The kernel
 //! lets go of a ring's files when nothing of that ring is in flight any more. Who has the lock is alone.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use virtio_backend::Record;
 
-/// That of one disk, in one process.
+/// That of one disk, in one process. Others wait for it that have another open file description of the record.
 #[derive(Default)]
 pub(crate) struct Turn {
     record: OnceLock<Record>,
@@ -53,8 +54,7 @@ impl Turn {
 }
 
 fn lock(record: &Record, image: &str) -> io::Result<File> {
-    // Opened anew, it is another open file description than the one that goes from process to process.
-    let file = File::open(format!("/proc/self/fd/{}", record.as_fd().as_raw_fd()))?;
+    let file = File::from(record.as_fd().try_clone_to_owned()?);
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {}
         outcome => return outcome.map(|()| file).map_err(io::Error::from),
@@ -72,15 +72,15 @@ mod tests {
     use super::*;
     use crate::engine::{Target, Uring};
 
+    /// That of a process that is given the record.
     fn turn(record: &Record) -> Turn {
         let turn = Turn::default();
-        turn.follow(record);
+        turn.follow(&Record::of(record.reopen().unwrap()).unwrap());
         turn
     }
 
     fn is_free(record: &Record) -> bool {
-        let file = File::open(format!("/proc/self/fd/{}", record.as_fd().as_raw_fd())).unwrap();
-        flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        flock(record.reopen().unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok()
     }
 
     #[test]

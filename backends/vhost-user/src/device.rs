@@ -9,6 +9,7 @@ use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Record, Signals, Wor
 use crate::config::Plan;
 use crate::introduction::meet;
 use crate::shared::Shared;
+use crate::wire::Wire;
 use crate::worker::FrontendWorker;
 use crate::{Config, ConfigError, VhostUserError};
 
@@ -58,7 +59,7 @@ impl Kind for VhostUser {
     fn make(
         config: &Config,
         descriptors: Vec<OwnedFd>,
-        _reach: Arc<dyn Reach>,
+        reach: Arc<dyn Reach>,
     ) -> Result<Arc<dyn Backend>, VhostUserError> {
         let [connection] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| VhostUserError::Descriptors)?;
         let plan = Plan::new(config)?;
@@ -73,8 +74,14 @@ impl Kind for VhostUser {
             config_len: found.config.len(),
             max_chain_bytes: layout.longest_chain(),
         };
-        let shared = Shared::new(plan, found, layout, connection).map_err(VhostUserError::Host)?;
+        let shared = Shared::new(plan, found, layout, connection, reach).map_err(VhostUserError::Host)?;
         Ok(Arc::new(Self { identity, shared: Arc::new(shared) }))
+    }
+
+    /// Connects to the backend once more, for which there is one number.
+    fn reach(config: &Config, _number: u32) -> io::Result<OwnedFd> {
+        let plan = Plan::new(config).map_err(io::Error::other)?;
+        Wire::connect(&plan.socket).map(Wire::into_socket)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Meeting a backend: for the first time, when the device is made of what it says, and again, when it is held to that.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,10 +44,9 @@ pub(crate) fn meet(plan: &Plan) -> Result<(Connection, Found), VhostUserError> {
     Ok((connection, Found { features, queues, config }))
 }
 
-/// Connects to a backend in the place of one that is gone.
-pub(crate) fn meet_again(plan: &Plan, found: &Found) -> Result<Connection, ConnectionError> {
-    let wire = Wire::connect(&plan.socket).map_err(ConnectionError::Absent)?;
-    let mut connection = Connection::claim(wire)?;
+/// Meets a backend in the place of one that is gone, on a connection to it.
+pub(crate) fn meet_again(socket: OwnedFd, plan: &Plan, found: &Found) -> Result<Connection, ConnectionError> {
+    let mut connection = Connection::claim(Wire::over(socket)?)?;
     hold_to(&mut connection, plan, found)?;
     Ok(connection)
 }

@@ -11,6 +11,7 @@
 //!   its place.
 //! - Each session of a backend has memory of its own: one that was given up and is not gone spoils nothing.
 
+mod asking;
 mod channel;
 mod config;
 mod config_space;

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use virtio_backend::{Bell, Record, Signals};
+use virtio_backend::{Bell, Reach, Record, Signals};
 
+use crate::asking::Asking;
 use crate::config::{Found, Plan};
 use crate::config_space::ConfigSpace;
 use crate::connection::Connection;
@@ -21,7 +22,9 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) config: ConfigSpace,
     /// Rung when there is something for the worker to do of which no kick and no call tells.
-    pub(crate) bell: Bell,
+    pub(crate) bell: Arc<Bell>,
+    /// The way to a connection in the place of one that is gone.
+    pub(crate) asking: Asking,
     pub(crate) counters: Arc<Counters>,
     pub(crate) noted: kept::Kept,
     /// The connection that this process was handed, until it is found useless. Others may have its descriptor, too.
@@ -42,12 +45,20 @@ pub(crate) enum Kept {
 }
 
 impl Shared {
-    pub(crate) fn new(plan: Plan, found: Found, layout: Layout, connection: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(
+        plan: Plan,
+        found: Found,
+        layout: Layout,
+        connection: OwnedFd,
+        reach: Arc<dyn Reach>,
+    ) -> io::Result<Self> {
         let config = ConfigSpace::new(found.config.clone(), own(&plan, found.queues));
         let handed = Mutex::new(Some(connection.try_clone()?));
         let kept = Mutex::new(Some(Kept::New(connection)));
-        let (bell, counters, signals) = (Bell::new()?, Arc::default(), OnceLock::new());
-        Ok(Self { plan, found, layout, config, bell, counters, noted: kept::Kept::default(), handed, signals, kept })
+        let bell = Arc::new(Bell::new()?);
+        let asking = Asking::new(reach, Arc::clone(&bell));
+        let (counters, noted, signals) = (Arc::default(), kept::Kept::default(), OnceLock::new());
+        Ok(Self { plan, found, layout, config, bell, asking, counters, noted, handed, signals, kept })
     }
 
     /// Keeps in `record` what the process that follows must know, and goes on with what a former one has kept.

@@ -43,7 +43,7 @@ pub(crate) struct FrontendWorker {
 
 /// How things stand with the backend.
 enum Link {
-    /// There is none. The timer says when to look for one.
+    /// There is none. The timer says when to have one looked for, and the bell when that has come to something.
     Down,
     /// There is one, which has no queues.
     Idle(Connection),
@@ -55,10 +55,10 @@ enum Link {
 enum Source {
     /// The backend is done with something in this queue.
     Call(usize),
-    /// The driver has written to configuration space, queues were taken from the backend that it may have again, or
-    /// there was more to hear than fits a pass.
+    /// The driver has written to configuration space, queues were taken from the backend that it may have again, there is
+    /// an answer from whoever looks for a backend, or there was more to hear than fits a pass.
     Bell,
-    /// It is time to look for a backend.
+    /// It is time to have a backend looked for.
     Timer,
     /// The backend says something, or is gone.
     Watcher,
@@ -148,11 +148,16 @@ impl FrontendWorker {
                 }
                 Source::Bell => {
                     self.shared.bell.silence();
+                    self.reconnect(rings)?;
                     self.set_to_work(rings)?;
                     self.tell_config()?;
                     self.hear()?;
                 }
-                Source::Timer => self.reconnect(rings)?,
+                Source::Timer => {
+                    if let Link::Down = self.link {
+                        self.shared.asking.ask();
+                    }
+                }
                 Source::Watcher => self.hear()?,
             },
         }
@@ -275,12 +280,14 @@ impl FrontendWorker {
         Ok(())
     }
 
-    /// Looks for a backend in the place of the one that is gone.
+    /// Meets the backend that was looked for in the place of the one that is gone, if there is an answer.
     fn reconnect(&mut self, rings: &mut [Ring]) -> Result<(), Trouble> {
         if !matches!(self.link, Link::Down) {
             return Ok(());
         }
-        let connection = meet_again(&self.shared.plan, &self.shared.found)?;
+        let Some(outcome) = self.shared.asking.take_answer() else { return Ok(()) };
+        let socket = outcome.map_err(ConnectionError::Absent)?;
+        let connection = meet_again(socket, &self.shared.plan, &self.shared.found)?;
         self.connect(connection).map_err(ConnectionError::Host)?;
         self.set_to_work(rings)?;
         self.retry.succeeded();

@@ -96,6 +96,9 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// The host has no descriptor left.
+    #[error("The host does not give what the device needs")]
+    Host(#[source] io::Error),
     /// It came with other descriptors than it needs: a bug.
     #[error("The device came with other descriptors than the one of its listening socket")]
     Descriptors,

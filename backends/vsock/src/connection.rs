@@ -16,6 +16,8 @@ use crate::packet::{HEADER_LEN, Header, Op, Ports, SHUTDOWN_BOTH, SHUTDOWN_RECEI
 pub(crate) enum Phase {
     /// A program on the host has connected, and has yet to say to which port.
     Greeting,
+    /// The guest wants to connect, since this moment, and the host has been asked, or is about to be.
+    Asked(Instant),
     /// The guest wants to connect, since this moment, and too many wait at the host's socket.
     Knocking(Instant),
     /// The guest is asked whether it accepts.
@@ -40,7 +42,7 @@ pub(crate) struct Connection {
     /// Zeroes while nobody has named it.
     pub(crate) ports: Ports,
     pub(crate) phase: Phase,
-    /// `None` while knocking, and in the end.
+    /// `None` while the guest waits for one, and in the end.
     pub(crate) socket: Option<OwnedFd>,
     pub(crate) credit: Credit,
     /// There may be something to read; a read knows better.
@@ -101,7 +103,7 @@ impl Connection {
     /// What the guest is to hear next of this connection. [`Op::Rw`] is worth a try only: the socket may have nothing.
     pub(crate) fn next(&self) -> Option<Op> {
         match self.phase {
-            Phase::Greeting | Phase::Knocking(_) => None,
+            Phase::Greeting | Phase::Asked(_) | Phase::Knocking(_) => None,
             Phase::Ended => Some(Op::Rst),
             Phase::Offered => self.owes_opening.then_some(Op::Request),
             Phase::Established => self.next_of_flow(),

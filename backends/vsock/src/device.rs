@@ -8,6 +8,7 @@ use std::sync::Arc;
 use virtio_backend::{Backend, Identity, Kind, Owner, Reach, Record, Worker, copy_config};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
+use crate::asking::Switchboard;
 use crate::counters::Counters;
 use crate::host;
 use crate::kept::Kept;
@@ -29,14 +30,15 @@ const QUEUE_SIZES: [u16; 3] = [256; 3];
 const MAX_CHAIN: u64 = 1 << 20;
 
 /// What the workers of a device need of it.
-#[derive(Debug)]
 pub(crate) struct Place {
     /// The guest's context ID.
     pub(crate) cid: u64,
-    /// The name that is listened at.
+    /// The name that is listened at, for messages.
     pub(crate) socket: PathBuf,
     /// The socket itself. Who connects while the guest has no driver waits.
     pub(crate) listener: OwnedFd,
+    /// The way to those whom the guest wants to connect to.
+    pub(crate) switchboard: Arc<Switchboard>,
     pub(crate) counters: Counters,
 }
 
@@ -115,7 +117,7 @@ impl Kind for Vsock {
     fn make(
         config: &Config,
         descriptors: Vec<OwnedFd>,
-        _reach: Arc<dyn Reach>,
+        reach: Arc<dyn Reach>,
     ) -> Result<Arc<dyn Backend>, ConfigError> {
         config.check()?;
         let [listener] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| ConfigError::Descriptors)?;
@@ -132,8 +134,15 @@ impl Kind for Vsock {
             config_len: size_of::<u64>(),
             max_chain_bytes: MAX_CHAIN,
         };
-        let place = Place { cid: config.cid, socket, listener, counters: Counters::default() };
+        let switchboard = Arc::new(Switchboard::new(reach).map_err(ConfigError::Host)?);
+        let place = Place { cid: config.cid, socket, listener, switchboard, counters: Counters::default() };
         Ok(Arc::new(Self { identity, place: Arc::new(place), kept: Kept::default() }))
+    }
+
+    /// Connects to whoever waits for the guest's connections to the port `number`.
+    fn reach(config: &Config, number: u32) -> io::Result<OwnedFd> {
+        let socket = config.socket.as_deref().ok_or(io::ErrorKind::NotFound)?;
+        host::connect(&host::place_of_port(socket, number))
     }
 
     fn close(config: &Config, _owner: &Owner) {

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use virtio_backend::Request;
 
 use crate::connection::Phase;
-use crate::host;
-use crate::hub::Hub;
-use crate::packet::{HEADER_LEN, HOST_CID, Header, Op, Ports, TYPE_STREAM};
+use crate::hub::{Hub, PATIENCE};
+use crate::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use crate::table::Key;
 
 /// After how long a second attempt is made to connect where too many wait already. Further ones come after as much time
@@ -124,37 +123,63 @@ impl Hub {
             return self.refuse(header);
         }
         let now = Instant::now();
-        let key = self.table.add(Phase::Knocking(now), Some(header.ports()));
+        let key = self.table.add(Phase::Asked(now), Some(header.ports()));
         if let Some(connection) = self.table.get(key) {
             connection.hear_credit(header);
         }
-        self.knock(key, header.ports(), Duration::ZERO);
+        self.knock(key, now);
     }
 
-    /// Tries to connect to the host, `after` the guest asked for it.
-    pub(crate) fn knock(&mut self, key: Key, ports: Ports, after: Duration) {
-        match self.try_to_connect(key, ports) {
-            Ok(true) => {
-                if let Some(connection) = self.table.get(key) {
-                    connection.phase = Phase::Established;
-                    connection.owes_opening = true;
+    /// Has the host asked for a connection that the guest has wanted `since` then.
+    pub(crate) fn knock(&mut self, key: Key, since: Instant) {
+        let Some(connection) = self.table.get(key) else { return };
+        connection.phase = Phase::Asked(since);
+        let port = connection.ports.host;
+        self.table.set_deadline(key, Some(since + PATIENCE));
+        self.asking.line_up(key, port);
+        self.ask();
+    }
+
+    /// Asks for the connections whose turn it is.
+    fn ask(&mut self) {
+        let table = &mut self.table;
+        self.asking.ask(|key| table.get(key).is_some_and(|connection| matches!(connection.phase, Phase::Asked(_))));
+    }
+
+    /// Takes the host's answers, and asks on.
+    pub(crate) fn take_answers(&mut self) {
+        for (key, outcome) in self.asking.take_answers() {
+            let Some(Phase::Asked(since)) = self.table.get(key).map(|connection| connection.phase) else { continue };
+            match outcome.and_then(|socket| self.plug(key, socket)) {
+                Ok(()) => self.connected(key),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_to_knock(key, since),
+                Err(error) => {
+                    let ports = self.table.get(key).map(|connection| connection.ports);
+                    tracing::debug!(?ports, %error, "Nobody takes the guest's connection");
+                    self.end(key);
                 }
-                self.counters().connections_made.fetch_add(1, Relaxed);
-                self.table.line_up(key);
-            }
-            Ok(false) => self.table.set_deadline(key, Some(Instant::now() + after.max(NEXT_KNOCK))),
-            Err(error) => {
-                tracing::debug!(?ports, %error, "Nobody takes the guest's connection");
-                self.end(key);
             }
         }
+        self.ask();
     }
 
-    /// False if it has to wait.
-    fn try_to_connect(&mut self, key: Key, ports: Ports) -> io::Result<bool> {
-        match host::connect(&host::place_of_port(&self.place.socket, ports.host))? {
-            Some(socket) => self.plug(key, socket).map(|()| true),
-            None => Ok(false),
+    /// The host has accepted the guest's connection.
+    fn connected(&mut self, key: Key) {
+        if let Some(connection) = self.table.get(key) {
+            connection.phase = Phase::Established;
+            connection.owes_opening = true;
         }
+        self.table.set_deadline(key, None);
+        self.counters().connections_made.fetch_add(1, Relaxed);
+        self.table.line_up(key);
+    }
+
+    /// Too many wait at the host's socket already.
+    fn wait_to_knock(&mut self, key: Key, since: Instant) {
+        if let Some(connection) = self.table.get(key) {
+            connection.phase = Phase::Knocking(since);
+        }
+        let now = Instant::now();
+        self.table.set_deadline(key, Some(now + (now - since).max(NEXT_KNOCK)));
     }
 }

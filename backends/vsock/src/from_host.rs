@@ -62,7 +62,7 @@ impl Hub {
             Phase::Greeting => self.greet(key),
             Phase::Offered if ready.hung_up => self.lose_interest(key),
             Phase::Offered | Phase::Established => self.settle(key),
-            Phase::Knocking(_) | Phase::Ended => {}
+            Phase::Asked(_) | Phase::Knocking(_) | Phase::Ended => {}
         }
     }
 
@@ -147,11 +147,11 @@ impl Hub {
         let Some(connection) = self.table.get(key) else { return };
         let (phase, ports, is_new) = (connection.phase, connection.ports, connection.owes_opening);
         match phase {
-            Phase::Knocking(since) if now < since + PATIENCE => return self.knock(key, ports, now - since),
+            Phase::Knocking(since) if now < since + PATIENCE => return self.knock(key, since),
             Phase::Greeting => self.forget(key),
             // The guest had no room for the question.
             Phase::Offered if is_new => self.forget(key),
-            Phase::Knocking(_) | Phase::Offered | Phase::Established | Phase::Ended => self.end(key),
+            Phase::Asked(_) | Phase::Knocking(_) | Phase::Offered | Phase::Established | Phase::Ended => self.end(key),
         }
         tracing::debug!(?phase, ?ports, "Someone took too long over a connection");
         self.counters().timeouts.fetch_add(1, Relaxed);

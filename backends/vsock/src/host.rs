@@ -54,8 +54,9 @@ fn remove_leftover(socket: &Path) -> Result<(), ConfigError> {
     }
     match connect(socket) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(socket).map_err(failed),
-        // Whoever has no room for us is alive.
         Ok(_) => Err(ConfigError::InUse { socket: named() }),
+        // Whoever has no room for us is alive.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ConfigError::InUse { socket: named() }),
         Err(error) => Err(failed(error)),
     }
 }
@@ -75,17 +76,14 @@ pub(crate) fn place_of_port(socket: &Path, port: u32) -> PathBuf {
     name.into()
 }
 
-/// Connects to whoever listens at `socket`. `None` if too many wait there already: try again.
+/// Connects to whoever listens at `socket`. The socket never blocks.
 ///
 /// # Errors
-/// Nobody listens there, or the host does not allow it.
-pub(crate) fn connect(socket: &Path) -> io::Result<Option<OwnedFd>> {
+/// Nobody listens there, or the host does not allow it; [`WouldBlock`](ErrorKind::WouldBlock): too many wait there already.
+pub(crate) fn connect(socket: &Path) -> io::Result<OwnedFd> {
     let here = new_socket()?;
-    match rustix::io::retry_on_intr(|| rustix::net::connect(&here, &SocketAddrUnix::new(socket)?)) {
-        Ok(()) => Ok(Some(here)),
-        Err(Errno::AGAIN) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
+    rustix::io::retry_on_intr(|| rustix::net::connect(&here, &SocketAddrUnix::new(socket)?))?;
+    Ok(here)
 }
 
 /// Takes one of those who wait at the listening socket. `None` if nobody does.

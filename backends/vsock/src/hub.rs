@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use virtio_backend::Watcher;
 
+use crate::asking::Asking;
 use crate::connection::Phase;
 use crate::counters::Counters;
 use crate::device::Place;
@@ -34,6 +35,8 @@ pub(crate) struct Hub {
     pub(crate) place: Arc<Place>,
     pub(crate) table: Table,
     pub(crate) watcher: Watcher,
+    /// The guest's connections that have yet to be made.
+    pub(crate) asking: Asking,
     /// For packets that belong to no connection.
     pub(crate) resets: VecDeque<Header>,
     /// Someone may wait at the listening socket.
@@ -51,7 +54,8 @@ impl Hub {
         let (table, watcher) = (Table::new()?, Watcher::new()?);
         watcher.add_for_changes(&place.listener, LISTENER)?;
         watcher.add_for_changes(table.timer(), TIMER)?;
-        Ok(Self { place, table, watcher, resets: VecDeque::new(), callers: false, pauses: false })
+        let asking = Asking::new(&place.switchboard);
+        Ok(Self { place, table, watcher, asking, resets: VecDeque::new(), callers: false, pauses: false })
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -109,7 +113,7 @@ impl Hub {
     fn count_end(&self, phase: Phase) {
         match phase {
             Phase::Established => self.counters().connections_closed.fetch_add(1, Relaxed),
-            Phase::Greeting | Phase::Knocking(_) | Phase::Offered => {
+            Phase::Greeting | Phase::Asked(_) | Phase::Knocking(_) | Phase::Offered => {
                 self.counters().connections_refused.fetch_add(1, Relaxed)
             }
             // Was counted when it ended.

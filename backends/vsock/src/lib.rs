@@ -12,6 +12,7 @@
 //!   than the guest was given credit for.
 //! - Connections end with the process. If it died, the next one tells the guest so: see `interruption`.
 
+mod asking;
 mod backlog;
 mod config;
 mod connection;

@@ -55,6 +55,7 @@ impl Worker for VsockWorker {
         };
         let now = Instant::now();
         self.hub.catch_up(now);
+        self.hub.take_answers();
         if !self.interruption.is_over(event, &mut self.hub.table, now)? {
             if more_news {
                 self.again.ring();
@@ -77,7 +78,7 @@ impl Worker for VsockWorker {
     }
 
     fn sources(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.hub.watcher.as_fd(), self.again.as_fd()]
+        vec![self.hub.watcher.as_fd(), self.again.as_fd(), self.hub.place.switchboard.bell.as_fd()]
     }
 }
 

@@ -4,9 +4,10 @@
 //! is readable and true wherever the writer was stopped: a [`Memo`] is replaced as a whole, a [`Ledger`] changes by single
 //! words. The process that reads it believes nothing of it: the one that died may have been its guest's by then.
 
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,6 +89,16 @@ impl Record {
             (MAGIC, version) => Err(RecordError::Version(version)),
             _ => Err(RecordError::Foreign),
         }
+    }
+
+    /// The same once more, by an open file description of its own: what a process locks by one, another can wait for by
+    /// the next. Takes the right to open what /proc shows of this process.
+    ///
+    /// # Errors
+    /// The host has no descriptor left, or no /proc.
+    pub fn reopen(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.memory.as_fd().as_raw_fd());
+        Ok(File::options().read(true).write(true).open(path)?.into())
     }
 
     /// Where the transport keeps what the driver has set up.
@@ -285,6 +296,20 @@ mod tests {
         record.store(VERSION_AT, Record::VERSION + 1);
         let refused = Record::of(record.as_fd().try_clone_to_owned().unwrap());
         assert!(matches!(refused, Err(RecordError::Version(version)) if version == Record::VERSION + 1));
+    }
+
+    #[test]
+    fn a_record_that_is_opened_anew_is_the_same_with_locks_of_its_own() {
+        use rustix::fs::{FlockOperation, flock};
+        let record = Record::new().unwrap();
+        let other = Record::of(record.reopen().unwrap()).unwrap();
+        record.device().store(&7u32).unwrap();
+        assert_eq!(other.device::<u32>().load().unwrap(), Some(7));
+        flock(&record, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let is_locked = || flock(&other, FlockOperation::NonBlockingLockExclusive).is_err();
+        assert!(is_locked());
+        drop(record);
+        assert!(!is_locked());
     }
 
     #[test]

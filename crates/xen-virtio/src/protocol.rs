@@ -4,13 +4,19 @@
 //! version, except across an upgrade, so the first message each way carries [`VERSION`] and anything unknown is an
 //! error. The broker believes nothing a worker says: it may have been taken over by its guest.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 use virtio_backend::Operation;
 
 use crate::model::{Device, DeviceId, Place};
 
 /// Changes whenever a message changes its meaning.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
+
+/// How many [`Answer::Reach`] a worker may have without an [`Order::Reached`] at a time. One that has more is no worker of
+/// ours any more.
+pub const REACHES_MAX: usize = 64;
 
 /// From the broker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -59,6 +65,15 @@ pub enum Order {
         /// Which.
         id: DeviceId,
     },
+    /// What came of [`Answer::Reach`]. Brings the connection, if there is one.
+    Reached {
+        /// For which device.
+        id: DeviceId,
+        /// Which of its worker's questions this answers.
+        ticket: u64,
+        /// Why there is none, if so.
+        outcome: Result<(), Unreached>,
+    },
     /// Do what the operator asks of a device.
     Operate {
         /// Of which.
@@ -88,6 +103,31 @@ pub struct Former {
     pub server: u16,
     /// The windows it had, or was to have: what the guest does there waits until it is said what is in them.
     pub windows: Vec<ReservedWindow>,
+}
+
+/// Why nobody was reached.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unreached {
+    /// As the kernel counts errors, if it is one of its own.
+    pub errno: Option<i32>,
+    /// For people.
+    pub reason: String,
+}
+
+impl From<&io::Error> for Unreached {
+    fn from(error: &io::Error) -> Self {
+        Self { errno: error.raw_os_error(), reason: error.to_string() }
+    }
+}
+
+impl From<Unreached> for io::Error {
+    fn from(Unreached { errno, reason }: Unreached) -> Self {
+        match errno.map(Self::from_raw_os_error) {
+            Some(error) => Self::new(error.kind(), reason),
+            None => Self::other(reason),
+        }
+    }
 }
 
 /// A device's window.
@@ -137,6 +177,15 @@ pub enum Answer {
         id: DeviceId,
         /// The guest had touched its registers.
         used: bool,
+    },
+    /// A device needs a connection to what its configuration names, by [`Kind::reach`](virtio_backend::Kind::reach).
+    Reach {
+        /// Which.
+        id: DeviceId,
+        /// Comes back with the answer.
+        ticket: u64,
+        /// As the device's kind counts.
+        number: u32,
     },
     /// What came of [`Order::Operate`].
     Operated {
@@ -193,6 +242,8 @@ impl Counter {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
     use crate::channel::{Channel, ChannelError};
     use crate::model::sample;
@@ -218,6 +269,8 @@ mod tests {
             Order::Operate { id, operation: Operation::Link { up: true } },
             Order::Operate { id, operation: Operation::Resize { shrink: true } },
             Order::Operate { id, operation: Operation::Resume },
+            Order::Reached { id, ticket: u64::MAX, outcome: Ok(()) },
+            Order::Reached { id, ticket: 0, outcome: Err(Unreached { errno: None, reason: "a reason".into() }) },
             Order::HandOver { version: VERSION },
             Order::Yield,
             Order::Report,
@@ -234,6 +287,7 @@ mod tests {
             Answer::Detached { id, used: true },
             Answer::Holds { id },
             Answer::HandedOver,
+            Answer::Reach { id, ticket: u64::MAX, number: u32::MAX },
             Answer::Operated { id, outcome: Ok(()) },
             Answer::Operated { id, outcome: Err("no".into()) },
             Answer::Report(Report { alive: true, counters: vec![Counter::new("traps", 3)], devices }),
@@ -245,6 +299,17 @@ mod tests {
         for answer in answers {
             assert_eq!(sent_through_a_channel(&answer), answer);
         }
+    }
+
+    #[test]
+    fn devices_tell_errors_apart_on_either_side() {
+        let passed_on = |error: &io::Error| io::Error::from(Unreached::from(error));
+        for errno in [Errno::AGAIN, Errno::CONNREFUSED, Errno::NOENT, Errno::ACCESS] {
+            let (here, there) = (io::Error::from(errno), passed_on(&errno.into()));
+            assert_eq!((there.kind(), there.to_string()), (here.kind(), here.to_string()));
+        }
+        let unknown = passed_on(&io::Error::other("no such host: web"));
+        assert_eq!((unknown.kind(), unknown.to_string()), (io::ErrorKind::Other, "no such host: web".to_owned()));
     }
 
     #[test]

@@ -77,7 +77,8 @@ impl Broker {
 
     fn start(&self, bus: &Bus) -> Result<Worker> {
         let (ours, theirs) = UnixStream::pair()?;
-        let record = if self.forgets { Record::new()? } else { self.record.clone() };
+        // Each worker has an open file description of its own, which its locks go with.
+        let record = if self.forgets { Record::new()?.reopen()? } else { self.record.reopen()? };
         wire::hand_over(&ours, [self.memory.as_fd(), record.as_fd(), self.image.as_fd()])?;
         let worker = Command::new(&self.program)
             .args([worker::WORD, worker::word_of(self.format)])

@@ -1,4 +1,4 @@
-//! From an address to a connected socket, on a thread that may wait.
+//! From an address to a connected socket, where it may take time and a right.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};

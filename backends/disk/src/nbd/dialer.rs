@@ -1,4 +1,4 @@
-//! The thread of a disk that looks for a server which is gone: names are looked up and hands are shaken here, where it
+//! The thread of a disk that looks for a server which is gone: connections are waited for and hands are shaken here, where it
 //! harms nobody to wait.
 //!
 //! One for all lanes, so that a dead server is not asked more often for having more of them, nor for a guest that resets
@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use virtio_backend::{Bell, count_failure};
+use virtio_backend::reach::Then;
+use virtio_backend::{Bell, Reach, count_failure};
 
-use super::dial::dial;
 use super::export::Export;
 use super::patient::Deadline;
 use super::shared::chain;
@@ -181,9 +181,10 @@ impl Desk {
 }
 
 /// Whom to call, and who is expected to answer.
-#[derive(Debug)]
 pub(super) struct Caller {
     pub(super) address: Address,
+    /// Connects.
+    pub(super) reach: Arc<dyn Reach>,
     pub(super) expected: Export,
     /// The disk makes use of several connections.
     pub(super) several: bool,
@@ -191,11 +192,21 @@ pub(super) struct Caller {
 
 impl Caller {
     fn call(&self) -> Result<Connected, NbdError> {
+        let socket = self.dial()?;
         let deadline = Deadline::after(PATIENCE);
-        let socket = handshake::greet(dial(&self.address, deadline)?, deadline)?;
+        let socket = handshake::greet(socket, deadline)?;
         let (socket, export) = handshake::begin(socket, &self.address.export, deadline)?;
         export.replaces(&self.expected, self.several)?;
         Ok(Connected { socket, export })
+    }
+
+    /// Waits as long as it takes to look a name up and to connect; there is always an answer.
+    fn dial(&self) -> Result<OwnedFd, NbdError> {
+        let (says, said) = mpsc::sync_channel(1);
+        // Who asked is here until it is answered.
+        self.reach.ask(0, Then::new(move |outcome| drop(says.send(outcome))));
+        let outcome = said.recv().unwrap_or_else(|_unanswered| Err(io::ErrorKind::ConnectionAborted.into()));
+        outcome.map_err(|source| NbdError::Connect { place: self.address.to_string(), source })
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a server says of an export, held against what a disk can be.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Geometry;
 
 use super::NbdError;
@@ -18,8 +20,8 @@ const DEFAULT_PREFERRED: u32 = 4096;
 const LEAST_PAYLOAD: u32 = 4096;
 
 /// An export as it was negotiated, checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Export {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
     /// In bytes.
     pub(super) size: u64,
     /// What offsets and lengths must be multiples of: a power of two, 512 to 4096.

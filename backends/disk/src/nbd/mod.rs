@@ -5,6 +5,7 @@
 //! several.
 //!
 //! - The lanes wait for nothing: hands are shaken on a thread of the disk's (dialer.rs), sockets never block.
+//! - Connecting and looking up names takes a right: that is for whoever may (dial.rs), and the dialer asks for it.
 //! - Data go between the socket and the guest's memory; only small ones are copied on their way in.
 //! - A server that goes away is waited for. What it owed is sent again, and what it may have forgotten is told to the
 //!   guest (life.rs).
@@ -32,6 +33,7 @@ mod uri;
 mod wire;
 
 pub use error::NbdError;
+pub use export::Export;
 pub use shared::Patience;
 pub use storage::{Candidate, Nbd};
 pub use uri::{Address, AddressError};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{Shutdown, shutdown};
+use virtio_backend::Reach;
 
 use crate::engine::{Engine, Op};
 use crate::{EngineKind, Geometry, Storage};
@@ -38,6 +39,11 @@ impl Candidate {
     pub fn look(address: Address) -> Result<Self, NbdError> {
         let (socket, export) = look(&address, Deadline::after(PATIENCE))?;
         Ok(Self { name: address.to_string(), address, export, sockets: vec![socket] })
+    }
+
+    /// What the server says of it.
+    pub fn export(&self) -> Export {
+        self.export
     }
 
     /// Its sockets, with so many more connections that there is one for each of `lanes`. May take seconds.
@@ -108,25 +114,35 @@ pub struct Nbd {
 }
 
 impl Nbd {
-    /// Begins with the connections of a [`Candidate`] for this address, or with new ones in the place of those that a former
-    /// process had. May take seconds.
+    /// Begins with the connections of a [`Candidate`] for this address, whose export was `found`. In the place of those that
+    /// a former process had, its lanes ask `reach` for new ones, and wait for them. May take seconds.
     ///
     /// # Errors
     /// The server is gone since, or the export has changed; there is no socket; the host has no thread.
-    pub fn begin(address: Address, patience: Patience, sockets: Vec<OwnedFd>) -> Result<Self, NbdError> {
+    pub fn begin(
+        address: Address,
+        patience: Patience,
+        sockets: Vec<OwnedFd>,
+        found: Export,
+        reach: Arc<dyn Reach>,
+    ) -> Result<Self, NbdError> {
+        if sockets.is_empty() {
+            return Err(NbdError::Host(io::ErrorKind::NotConnected.into()));
+        }
         let (several, deadline) = (sockets.len() > 1, Deadline::after(PATIENCE));
         let mut connections = Vec::<Connected>::new();
         for socket in sockets {
-            let is_ours = take(&socket).map_err(NbdError::Host)?;
-            let socket = if is_ours { socket } else { handshake::greet(dial(&address, deadline)?, deadline)? };
+            if !take(&socket).map_err(NbdError::Host)? {
+                continue;
+            }
             let (socket, export) = handshake::begin(socket, &address.export, deadline)?;
             if let Some(first) = connections.first() {
                 export.replaces(&first.export, several)?;
             }
             connections.push(Connected { socket, export });
         }
-        let export = connections.first().ok_or(NbdError::Host(io::ErrorKind::NotConnected.into()))?.export;
-        let caller = Caller { address: address.clone(), expected: export, several };
+        let export = connections.first().map_or(found, |first| first.export);
+        let caller = Caller { address: address.clone(), reach, expected: export, several };
         let dialer = Dialer::new(caller).map_err(NbdError::Host)?;
         let name = address.to_string();
         if !export.can_flush() {

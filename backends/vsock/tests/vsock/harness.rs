@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use testkit::driver::{Descriptor, RawQueue, Registers, status};
 use testkit::memory::FakeForeignMemory;
 use testkit::record::left_behind;
-use virtio_backend::{Backend, Kind, Owner, Record, reach};
+use virtio_backend::{Backend, Kind, Owner, Reach, Record, reach};
 use virtio_mmio::{InterruptLine, Transport};
 use virtio_vsock::{Config, Vsock};
 
@@ -182,11 +182,23 @@ impl Guest {
     }
 
     pub fn without_buffers() -> Self {
+        Self::made(reach::directly::<Vsock>)
+    }
+
+    /// One whose device asks this for connections to the host.
+    pub fn asking(reach: Arc<dyn Reach>) -> Self {
+        let mut guest = Self::made(|_config| reach);
+        guest.offer_usual_buffers();
+        guest
+    }
+
+    fn made(reach: impl FnOnce(&Config) -> Arc<dyn Reach>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (config, listener) = opened(folder.path());
+        let reach = reach(&config);
         let memory = FakeForeignMemory::new(&[(BASE, MEMORY)]);
         let record = Record::new().unwrap();
-        let (device, transport) = serve(&config, &listener, &memory, &record);
+        let (device, transport) = serve(&config, reach, &listener, &memory, &record);
         let socket = config.socket.unwrap();
         let [rx, tx, event] = [(0, RX_ENTRIES), (1, RX_ENTRIES), (2, 4)]
             .map(|(index, entries)| RawQueue::new(memory.clone(), BASE + index * QUEUE, entries));
@@ -227,7 +239,8 @@ impl Guest {
         end.recv_timeout(PATIENCE).expect("the end of the old process");
         self.memory.write(BASE, &queues);
         let config = Config { cid: CID, socket: Some(self.socket.clone()) };
-        (self.device, self.transport) = serve(&config, &self.listener, &self.memory, &record);
+        let reach = reach::directly::<Vsock>(&config);
+        (self.device, self.transport) = serve(&config, reach, &self.listener, &self.memory, &record);
         self.record = record;
     }
 
@@ -440,11 +453,11 @@ impl Guest {
 /// Opens the device in a folder, as the program does.
 pub fn open(folder: &Path) -> (Arc<dyn Backend>, PathBuf) {
     let (config, listener) = opened(folder);
-    (make(&config, listener), config.socket.unwrap())
+    (make(&config, listener, reach::directly::<Vsock>(&config)), config.socket.unwrap())
 }
 
-fn make(config: &Config, listener: OwnedFd) -> Arc<dyn Backend> {
-    Vsock::make(config, vec![listener], reach::directly::<Vsock>(config)).unwrap()
+fn make(config: &Config, listener: OwnedFd, reach: Arc<dyn Reach>) -> Arc<dyn Backend> {
+    Vsock::make(config, vec![listener], reach).unwrap()
 }
 
 fn opened(folder: &Path) -> (Config, OwnedFd) {
@@ -456,11 +469,12 @@ fn opened(folder: &Path) -> (Config, OwnedFd) {
 /// Serves the device as a process does that is handed all this.
 fn serve(
     config: &Config,
+    reach: Arc<dyn Reach>,
     listener: &OwnedFd,
     memory: &FakeForeignMemory,
     record: &Record,
 ) -> (Arc<dyn Backend>, Arc<Transport>) {
-    let device = make(config, listener.try_clone().unwrap());
+    let device = make(config, listener.try_clone().unwrap(), reach);
     let cache = MapCache::new(memory.clone(), Budget::default());
     let transport = Transport::recorded(Arc::clone(&device), Arc::new(NoLine), cache, "vsock", record.clone());
     (device, transport.unwrap())

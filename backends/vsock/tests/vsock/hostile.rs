@@ -343,8 +343,10 @@ fn g08_a_storm_of_resets_is_no_work_and_no_memory() {
     }
     guest.offer_usual_buffers();
     guest.expect_nothing();
-    assert_eq!(guest.counter("connections_made"), 2_000);
-    assert_eq!(guest.counter("connections_closed"), 2_000);
+    // Whether the host had answered by then depends on who was faster.
+    let [made, closed, refused] =
+        ["connections_made", "connections_closed", "connections_refused"].map(|name| guest.counter(name));
+    assert_eq!((made, made + refused), (closed, 2_000));
 }
 
 #[test]

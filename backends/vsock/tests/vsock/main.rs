@@ -21,3 +21,4 @@ mod flow;
 mod host_end;
 mod hostile;
 mod interruption;
+mod reaching;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,6 +14,7 @@ use super::ask::Outcome;
 use super::deaths::Deaths;
 use super::notes::Notes;
 use super::prepare::Prepared;
+use super::reach::Turns;
 use super::worker::Worker;
 use crate::config::GuestName;
 use crate::model::{Device, DeviceId, Place, WINDOW_BYTES};
@@ -27,13 +29,15 @@ pub struct Guest {
     /// Where its devices are.
     pub lifecycle: Lifecycle,
     /// Its worker.
-    pub worker: Option<Worker>,
+    pub worker: Option<Arc<Worker>>,
     /// Why its worker cannot serve it, by its own word.
     pub last_words: Option<String>,
     /// What is ready for the worker.
     pub prepared: BTreeMap<DeviceId, Prepared>,
     /// What the worker was given, and the next one will be if it dies.
     pub devices: BTreeMap<DeviceId, Served>,
+    /// Whose turn it is to have a connection made.
+    pub turns: Turns,
     /// The worker's IOREQ server, by its own word.
     pub server: Option<u16>,
     /// Whether its worker goes on with a server that another made.
@@ -61,7 +65,8 @@ pub struct Served {
     pub device: Device,
     /// As in [`Prepared`].
     pub descriptors: Vec<OwnedFd>,
-    /// What its workers leave to each other. Only they look into it.
+    /// What its workers leave to each other. Only they look into it, each by an open file description of its own: this one
+    /// goes to none of them.
     pub record: Record,
 }
 
@@ -94,13 +99,14 @@ impl Guest {
     /// the devices that are not going to be served any more.
     #[must_use]
     pub fn settle(&mut self, patience: Duration) -> Vec<Device> {
-        let Self { lifecycle, prepared, devices, deadline, .. } = self;
+        let Self { lifecycle, prepared, devices, turns, deadline, .. } = self;
         // What is open may be locked: nobody keeps what is not going to be served.
         let unwanted = prepared.extract_if(.., |id, _| lifecycle.stage(*id) != Some(&Stage::Prepared));
         let mut over: Vec<_> = unwanted.map(|(_, prepared)| prepared.device).collect();
         let is_over = |id: DeviceId| matches!(lifecycle.stage(id), None | Some(Stage::Vacant | Stage::Dead(_)));
         // What it has open goes here.
         over.extend(devices.extract_if(.., |id, _| is_over(*id)).map(|(_, served)| served.device));
+        turns.retain(|id| devices.contains_key(&id));
         *deadline = lifecycle.is_closing().then(|| deadline.unwrap_or_else(|| Instant::now() + patience));
         over
     }

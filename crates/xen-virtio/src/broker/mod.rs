@@ -14,6 +14,7 @@ pub mod guest;
 mod look;
 mod notes;
 pub mod prepare;
+mod reach;
 mod serving;
 pub(crate) mod successor;
 pub mod spawn;
@@ -360,6 +361,7 @@ impl<S: Spawner> Broker<S> {
                 Event::DomainGone
             }
             Heard::Answer(Answer::Operated { id, outcome }) => return guest.pass_outcome_on(id, outcome),
+            Heard::Answer(Answer::Reach { id, ticket, number }) => return self.reach(domid, id, ticket, number),
             // Nobody asked for that.
             Heard::Answer(Answer::Holds { .. } | Answer::HandedOver) => return,
             Heard::Answer(Answer::Attached { id }) => Event::Attached(id),

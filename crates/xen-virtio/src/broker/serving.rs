@@ -1,6 +1,7 @@
 //! What a worker is told of the devices that it is to serve, and the worker that is told.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use virtio_backend::Record;
 
@@ -56,7 +57,7 @@ impl<S: Spawner> Broker<S> {
         for id in guest.windows.keys().filter(|id| !guest.lifecycle.needs_window(**id)) {
             worker.tell(&Order::Vacate { id: *id }, &[]);
         }
-        guest.worker = Some(worker);
+        guest.worker = Some(Arc::new(worker));
         guest.follows = follows;
         Ok(())
     }
@@ -77,6 +78,10 @@ impl<S: Spawner> Broker<S> {
         }
         let guest = self.guests.get(&domid)?;
         let Served { device, descriptors, record } = guest.devices.get(&id)?;
+        let record = match record.reopen() {
+            Ok(record) => record,
+            Err(error) => return Some(Event::Refused(id, format!("Cannot open the record of a device: {error}"))),
+        };
         let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).chain([record.as_fd()]).collect();
         guest.worker.as_ref()?.tell(&Order::Attach { device: Box::new(device.clone()) }, &descriptors);
         None
@@ -86,7 +91,11 @@ impl<S: Spawner> Broker<S> {
     pub(super) fn give_up(&self, domid: u16, id: DeviceId) {
         let Some(guest) = self.guests.get(&domid) else { return };
         if let Some((worker, Served { device, record, .. })) = guest.worker.as_ref().zip(guest.devices.get(&id)) {
-            worker.tell(&Order::GiveUp { id, place: device.place }, &[record.as_fd()]);
+            match record.reopen() {
+                Ok(record) => worker.tell(&Order::GiveUp { id, place: device.place }, &[record.as_fd()]),
+                Err(error) => tracing::error!(name: "broker.no_record", domid, device = %id, %error,
+                    "Nobody answers for a device that is given up"),
+            }
         }
     }
 }

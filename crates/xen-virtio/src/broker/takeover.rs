@@ -213,5 +213,7 @@ fn inherit(notes: Notes, mut held: BTreeMap<DeviceId, Vec<OwnedFd>>) -> anyhow::
 
 fn served(device: Device, mut descriptors: Vec<OwnedFd>) -> anyhow::Result<Served> {
     let record = descriptors.pop().with_context(|| format!("There is no record of {}", device.name))?;
-    Ok(Served { device, descriptors, record: Record::of(record)? })
+    // Of the worker's own open file description, nothing is to stay behind when that worker has ended.
+    let record = Record::of(Record::of(record)?.reopen()?)?;
+    Ok(Served { device, descriptors, record })
 }

@@ -10,10 +10,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::channel::{Channel, ChannelError, Received};
-use crate::protocol::{Answer, Former, Order};
+use crate::protocol::{Answer, Former, Order, REACHES_MAX};
 
 /// Makes workers, and opens what they need of Xen.
 pub trait Spawner {
@@ -60,6 +60,8 @@ pub enum Heard {
 pub struct Worker {
     channel: Arc<AsyncFd<Channel>>,
     kill: mpsc::Sender<&'static str>,
+    /// The questions that it may still ask, before one is answered.
+    questions: Arc<Semaphore>,
 }
 
 impl Worker {
@@ -73,7 +75,7 @@ impl Worker {
         let (kill, killed) = mpsc::channel(1);
         let ear = Ear { domid, channel: Arc::clone(&channel), heard };
         tokio::spawn(ear.listen(killer, ended, killed));
-        Ok(Self { channel, kill })
+        Ok(Self { channel, kill, questions: Arc::new(Semaphore::new(REACHES_MAX)) })
     }
 
     /// Tells it something; one that cannot be told is killed.
@@ -82,6 +84,11 @@ impl Worker {
             tracing::error!(name: "worker.deaf", %error, "A worker could not be told what to do");
             self.kill("it was killed because it could not be told what to do");
         }
+    }
+
+    /// One of the questions that it may have unanswered at a time, until this is dropped; `None`: it has as many already.
+    pub fn question(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.questions).try_acquire_owned().ok()
     }
 
     /// Ends it; the reason is part of how it is said to have ended.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_backend::Bell;
 
+use super::reach::Question;
 use crate::model::DeviceId;
 
 /// The notes and the bell.
@@ -21,6 +22,8 @@ struct Inner {
     stale: AtomicBool,
     /// Devices that have come to rest. The threads that end them and the main thread meet here for a moment.
     at_rest: Mutex<Vec<DeviceId>>,
+    /// What devices ask the broker.
+    questions: Mutex<Vec<Question>>,
 }
 
 impl Errands {
@@ -30,7 +33,8 @@ impl Errands {
     /// No eventfd is to be had.
     pub(super) fn new() -> io::Result<Self> {
         let bell = Bell::new()?;
-        Ok(Self(Arc::new(Inner { bell, stale: AtomicBool::new(false), at_rest: Mutex::default() })))
+        let (stale, at_rest, questions) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { bell, stale, at_rest, questions })))
     }
 
     /// Mappings of guest memory went stale. However often it is said, the bell rings once until someone looks.
@@ -46,6 +50,12 @@ impl Errands {
         self.0.bell.ring();
     }
 
+    /// A device asks for a connection.
+    pub(super) fn ask(&self, question: Question) {
+        self.0.questions.lock().unwrap_or_else(PoisonError::into_inner).push(question);
+        self.0.bell.ring();
+    }
+
     /// Whether memory went stale since the last look.
     pub(super) fn take_stale(&self) -> bool {
         self.0.stale.swap(false, Ordering::AcqRel)
@@ -54,6 +64,11 @@ impl Errands {
     /// The devices that came to rest since the last look.
     pub(super) fn take_at_rest(&self) -> Vec<DeviceId> {
         std::mem::take(&mut *self.0.at_rest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What devices have asked since the last look.
+    pub(super) fn take_questions(&self) -> Vec<Question> {
+        std::mem::take(&mut *self.0.questions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Silences the bell; to be done before looking.

@@ -14,6 +14,7 @@ mod errands;
 mod interrupt;
 mod memory;
 mod orders;
+mod reach;
 mod wiring;
 mod xen;
 

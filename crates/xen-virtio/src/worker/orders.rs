@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 use virtio_backend::Record;
 
 use super::errands::Errands;
+use super::reach::{Questions, ThroughBroker};
 use super::wiring::Guest;
 use crate::channel::{Channel, ChannelError, Received};
 use crate::door::Door;
@@ -34,6 +36,8 @@ pub(super) struct Service {
     door: Option<Door>,
     /// What came with each device, to be handed over to the next broker.
     kept: BTreeMap<DeviceId, Vec<OwnedFd>>,
+    /// What devices ask the broker.
+    questions: Questions,
     /// When to unmap what went stale.
     unmap_at: Option<Instant>,
 }
@@ -49,7 +53,7 @@ enum Next {
 impl Service {
     /// Serves `guest`, whose errands and held back log lines these are.
     pub(super) fn new(guest: Guest, errands: Errands, door: Option<Door>, held_back: HeldBack) -> Self {
-        Self { guest, errands, held_back, door, kept: BTreeMap::new(), unmap_at: None }
+        Self { guest, errands, held_back, door, kept: BTreeMap::new(), questions: Questions::default(), unmap_at: None }
     }
 
     /// Serves until told to stop, or to yield; or, should the broker die and none come after it, until nobody needs it.
@@ -68,6 +72,7 @@ impl Service {
                 }
                 Next::Serve => {}
             }
+            self.questions.give_up();
             tracing::warn!(name: "worker.orphan", "The broker is gone; serving the guest until it ends, or the next one comes");
             match self.serve_as_orphan()? {
                 Some(next) => channel = next,
@@ -137,6 +142,7 @@ impl Service {
                 say(channel, &Answer::Detached { id, used });
             }
         }
+        self.questions.pass_on(self.errands.take_questions(), channel);
         if self.errands.take_stale() {
             self.unmap_at.get_or_insert_with(|| Instant::now() + SETTLE);
         }
@@ -175,6 +181,11 @@ impl Service {
                 }
             }
             Order::Detach { id } => self.guest.stop_device(id),
+            Order::Reached { id: _, ticket, outcome } => {
+                self.questions.hear(ticket, outcome, descriptors);
+                // There is room for the next one.
+                self.questions.pass_on(Vec::new(), Some(channel));
+            }
             Order::Report => {
                 let mut report = self.guest.report();
                 report.counters.push(Counter::new("log_lines_held_back", self.held_back.count()));
@@ -215,7 +226,8 @@ impl Service {
                 Some(descriptors.pop().context("No way to the guest's grants came along")?)
             }
         };
-        self.guest.attach(device, device.model.make(descriptors, device.model.reach_directly())?, gntdev, record)?;
+        let reach = Arc::new(ThroughBroker { errands: self.errands.clone(), id: device.id });
+        self.guest.attach(device, device.model.make(descriptors, reach)?, gntdev, record)?;
         self.kept.insert(device.id, copies);
         Ok(())
     }
