@@ -126,4 +126,56 @@ mod tests {
             assert!(why.contains(named), "{path}: {why}");
         }
     }
+
+    /// The program that a process of this test is to become.
+    const BECOME: &str = "XEN_VIRTIO_TEST_BECOME";
+    /// A file that says that it has begun anew.
+    const ANEW: &str = "XEN_VIRTIO_TEST_ANEW";
+
+    /// In a process of its own: becomes another program.
+    #[test]
+    fn becoming() {
+        let Some(program) = env::var_os(BECOME) else { return };
+        let anew = PathBuf::from(env::var_os(ANEW).unwrap());
+        if anew.exists() {
+            println!("begun anew");
+            return;
+        }
+        fs::write(anew, "").unwrap();
+        panic!("{:#}", become_program(Path::new(&program)));
+    }
+
+    /// What a process says that was to become this program; and its number.
+    fn become_elsewhere(program: &Path, directory: &Path) -> (String, u32) {
+        let child = std::process::Command::new(env::current_exe().unwrap())
+            .args(["--exact", "broker::successor::tests::becoming", "--nocapture"])
+            .env(BECOME, program)
+            .env(ANEW, directory.join("anew"))
+            .envs(LISTEN_VARIABLES.map(|variable| (variable, "1")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        (String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), pid)
+    }
+
+    #[test]
+    fn a_process_becomes_another_program_with_its_own_command_line_and_is_told_of_no_descriptors() {
+        let (directory, path) = program("echo \"$$ ${LISTEN_PID-}${LISTEN_FDS-}${LISTEN_FDNAMES-}: $*\"");
+
+        let (said, pid) = become_elsewhere(&path, directory.path());
+
+        let expected = format!("{pid} : --exact broker::successor::tests::becoming --nocapture\n");
+        assert!(said.ends_with(&expected), "{said}");
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_leaves_the_process_to_begin_anew() {
+        let directory = tempfile::tempdir().unwrap();
+
+        let (said, _) = become_elsewhere(Path::new("/nonexistent"), directory.path());
+
+        assert!(said.contains("begun anew"), "{said}");
+    }
 }
