@@ -17,5 +17,6 @@ pub mod requests;
 pub mod scale;
 pub mod server;
 pub mod spread;
+pub mod storms;
 pub mod table;
 pub mod wait;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use xen_virtio_bench::{micro, peers, requests, scale};
+use xen_virtio_bench::{micro, peers, requests, scale, storms};
 
 /// Measures what xen-virtio costs on this machine, prints it, and leaves it in target/bench.
 #[derive(Debug, Parser)]
@@ -23,6 +23,9 @@ struct Cli {
     /// How often.
     #[arg(long, hide = true)]
     times: Option<u64>,
+    /// Serve a guest that does this, and play it, until standard input ends.
+    #[arg(long, hide = true)]
+    storm: Option<storms::Storm>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,10 +38,12 @@ enum Case {
     Peers,
     /// Many disks, and many guests.
     Scale,
+    /// What a guest feels of a neighbour that storms.
+    Storms,
 }
 
 fn main() -> Result<()> {
-    let Cli { cases, step, disks, guests, times } = Cli::parse();
+    let Cli { cases, step, disks, guests, times, storm } = Cli::parse();
     let cases = if cases.is_empty() { Case::value_variants().to_vec() } else { cases };
     let (programs, folder) = places()?;
     if let (Some(step), Some(times)) = (step, times) {
@@ -47,8 +52,15 @@ fn main() -> Result<()> {
     if let (Some(disks), Some(guests), Some(times)) = (disks, guests, times) {
         return scale::make(scale::Size { guests, disks }, times, &folder);
     }
+    if let Some(storm) = storm {
+        return storms::storm(storm, &folder);
+    }
     for case in cases {
         match case {
+            Case::Storms => {
+                let report = storms::run(&programs.join("xen-virtio"), &folder)?;
+                keep(&folder, "storms", &report, &report.tables())?;
+            }
             Case::Scale => {
                 let report = scale::run(&programs.join("xen-virtio"), &folder)?;
                 keep(&folder, "scale", &report, &report.tables())?;
