@@ -4,7 +4,7 @@
 //! place, and looks whether all goes on.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub fn run(options: &Upgrade) -> Result<(), Failure> {
 }
 
 /// Waits until another broker answers, and has brought back what the one before served.
-fn wait_for_next(directory: &Path, before: &Listing, binary: &PathBuf) -> anyhow::Result<Listing> {
+fn wait_for_next(directory: &Path, before: &Listing, binary: &Path) -> anyhow::Result<Listing> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match client::list(directory) {

@@ -28,8 +28,11 @@ pub mod vhost_user;
 pub mod vsock;
 pub mod xenstore;
 
+/// What is done with an input.
+pub type Target = fn(&[u8]);
+
 /// The targets by name. Each has a program of that name in `fuzz_targets` and a folder in `corpus`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("bridge", bridge::run),
     ("configuration", configuration::run),
     ("console", console::run),

@@ -194,7 +194,9 @@ fn copy(from: &Record, to: &Record) {
 
 impl Change {
     fn make(self, record: &Record, queue: &RawQueue, memory: &FakeForeignMemory) {
-        let put = |bytes: &[u8], at: u64| drop(pwrite(record, bytes, at.min((16 << 20) - bytes.len() as u64)).unwrap());
+        let put = |bytes: &[u8], at: u64| {
+            pwrite(record, bytes, at.min((16 << 20) - bytes.len() as u64)).unwrap();
+        };
         match self {
             Self::Word { place, at, value } => put(&value.number().to_le_bytes(), place.offset(at) & !7),
             Self::Byte { place, at, byte } => put(&[byte], place.offset(at)),

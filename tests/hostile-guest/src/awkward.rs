@@ -58,7 +58,10 @@ pub fn do_one(window: u64, number: usize) -> Result<(), String> {
 }
 
 /// Has each done by a process, and then uses the device as one should: names, and how that went.
-pub fn do_all<'a>(driver: &'a Driver<'_>, window: u64) -> impl Iterator<Item = (&'static str, Result<(), String>)> + 'a {
+pub fn do_all<'a>(
+    driver: &'a Driver<'_>,
+    window: u64,
+) -> impl Iterator<Item = (&'static str, Result<(), String>)> + 'a {
     ALL.iter().enumerate().map(move |(number, (name, _))| {
         let made = driver.start().and_then(|()| {
             let program = std::env::current_exe().map_err(|error| error.to_string())?;

@@ -16,9 +16,9 @@ mod notes;
 pub mod prepare;
 mod reach;
 mod serving;
-pub(crate) mod successor;
 pub mod spawn;
 pub mod store;
+pub(crate) mod successor;
 mod takeover;
 pub mod worker;
 

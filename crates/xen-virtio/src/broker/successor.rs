@@ -46,14 +46,16 @@ async fn ask_with(binary: &Path, arguments: Vec<OsString>) -> Result<String, Str
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = timeout(PATIENCE, output).await.map_err(|_| format!("{shown} does not say which version it is"))?;
+    let output =
+        timeout(PATIENCE, output).await.map_err(|_elapsed| format!("{shown} does not say which version it is"))?;
     let output = output.map_err(|error| format!("Cannot run {shown}: {error}"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{shown} cannot be started as this xen-virtio was: {}", words.trim()));
     }
-    let versions: Versions = serde_json::from_slice(&output.stdout)
-        .map_err(|_| format!("{shown} does not say which version it is: it is no xen-virtio, or too old a one"))?;
+    let versions: Versions = serde_json::from_slice(&output.stdout).map_err(|_unreadable| {
+        format!("{shown} does not say which version it is: it is no xen-virtio, or too old a one")
+    })?;
     versions.follow_this_program().map(|()| versions.program)
 }
 

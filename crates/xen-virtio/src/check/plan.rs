@@ -39,7 +39,7 @@ pub(super) struct Planned {
 #[derive(Debug)]
 pub(super) enum What {
     /// One of ours.
-    Ours(Choice),
+    Ours(Box<Choice>),
     /// Another domain serves it, and knows what it is.
     Elsewhere {
         /// As far as xl knows.
@@ -131,7 +131,7 @@ impl Planner<'_> {
         }
         self.claim(&choice, &options);
         self.used.extend(choice.options.clone());
-        self.place(What::Ours(choice), memory, origin);
+        self.place(What::Ours(Box::new(choice)), memory, origin);
     }
 
     /// A device in the next place that another domain serves.

@@ -23,8 +23,8 @@ pub(super) fn report(guest: &str, plan: &Plan) -> String {
                 format!("  {} {place}: served by domain {}\n", printable(called), printable(domain))
             }
         };
-        if let What::Ours(Choice { options, .. }) = what {
-            let options = options.as_ref().map_or("defaults".to_owned(), ToString::to_string);
+        if let What::Ours(choice) = what {
+            let options = choice.options.as_ref().map_or("defaults".to_owned(), ToString::to_string);
             text += &format!("    options: {options}\n");
         }
         if let Some(words) = words_for(*memory) {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test reports by panicking")]
 #![allow(unsafe_code, reason = "system calls by their numbers, and processes between fork and exec")]
+#![allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "arguments of system calls are words")]
 
 mod calls;
 mod harness;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use testkit::cases;
 use testkit::device::eventually;
@@ -23,7 +23,7 @@ fn look(at: impl FnOnce(PathBuf)) {
     });
 }
 
-fn status(process: &PathBuf) -> BTreeMap<String, String> {
+fn status(process: &Path) -> BTreeMap<String, String> {
     let status = fs::read_to_string(process.join("status")).unwrap();
     let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     status.lines().filter_map(field).collect()

@@ -71,7 +71,7 @@ impl Drop for Manager {
 fn hear(ear: &UnixDatagram, entries: &Entries) -> bool {
     let mut bytes = [0; 512];
     let (len, descriptor) = ear.recv_with_fd(&mut bytes).unwrap();
-    let text = std::str::from_utf8(&bytes[..len]).unwrap();
+    let text = std::str::from_utf8(bytes.get(..len).unwrap()).unwrap();
     match (text.split('\n').collect::<Vec<_>>().as_slice(), descriptor) {
         ([""], None) => return false,
         (["FDSTORE=1", "FDPOLL=0", name], Some(descriptor)) => {
