@@ -19,7 +19,7 @@ use xen_ioctls::abi::{linux_evtchn, linux_gntdev, linux_privcmd};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// What is let through whatever its arguments are. [`restrict`] has those with conditions.
+/// What is let through whatever its arguments are. Others are, with some arguments only: see `restrict`.
 pub const ALLOWED: &[i64] = &[
     // Event channels, eventfds, taps, ptys, logs: read and written as they are. Sockets, in pieces.
     libc::SYS_read,

@@ -48,6 +48,9 @@ use xen::Xen;
 pub fn run(options: &cli::Worker) -> Result<(), Failure> {
     // The kernel has named us "exe", after /proc/self/exe; a worker without a name of its own serves as well.
     let _ = rustix::thread::set_name(c"xen-virtio");
+    // Where the kernel shares processors out by sessions (sched_autogroup_enabled), no guest gets more of them for having
+    // more threads here. It fails where somebody has made us one already.
+    let _ = rustix::process::setsid();
     allow_descriptors();
     survive_file_size_limit();
     // A panic here must not unwind: what is dropped on the way would be taken from under a running guest.
