@@ -87,7 +87,8 @@ soak: deps ## Search for what the tests do not find: SECONDS of `make fuzz`, KIL
 	@tests/fuzz/search $(SECONDS)
 	$(CARGO) run --profile fuzz --quiet -p kills -- --kills $(KILLS) --seed $(SEED)
 	@STATES=$(STATES) SEED=$(SEED) ROUNDS=100 LIMIT=86400 tests/lab/vmm/run power-cut
-	@CYCLES=$(CYCLES) WORKER_KILLS=$(WORKER_KILLS) SEED=$(SEED) LIMIT=86400 tests/lab/run cycles worker-kill
+	@CYCLES=$(CYCLES) WORKER_KILLS=$(WORKER_KILLS) HOSTILE_DEVICES=5 SEED=$(SEED) LIMIT=86400 \
+		tests/lab/run cycles worker-kill hostile-guest
 
 build: ## Build the program for this machine
 	$(CARGO) build --release -p xen-virtio

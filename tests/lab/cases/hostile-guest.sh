@@ -1,5 +1,6 @@
 # A guest does all that it must not do to its devices, one after the other: nothing comes of it but that the device
-# wants a reset, and none of its other devices, its neighbour, its worker or Dom0 notices.
+# wants a reset, and none of its other devices, its neighbour, its worker or Dom0 notices. To the first two of its devices;
+# in `make soak` to all five.
 # shellcheck shell=sh
 
 # shellcheck disable=SC2034 # read by tests/lab/run
@@ -29,7 +30,7 @@ END
     expect hostile obeying 120
     worker=$(worker_pids)
     patience=600
-    for address in $(in_guest hostile device_addresses); do
+    for address in $(in_guest hostile device_addresses | head -n "${HOSTILE_DEVICES:-2}"); do
         in_guest hostile "let_go $address"
         in_guest hostile "hostile-guest $address" >"/lab/logs/hostile-$address.log" ||
             fail "at $address: $(grep FAIL "/lab/logs/hostile-$address.log" | head -n 3)"
@@ -37,7 +38,7 @@ END
     done
     moves=$(cat /lab/logs/hostile-*.log | grep -c '^ok ')
     echo "$moves moves"
-    [ "$moves" -ge 500 ] || fail "there were $moves moves only"
+    [ "$moves" -ge 400 ] || fail "there were $moves moves only"
     [ "$(worker_pids)" = "$worker" ] || fail "a worker died of it: $(worker_pids) instead of $worker"
     tell hostile end
     finish hostile
