@@ -21,6 +21,9 @@ impl<S: Spawner> Broker<S> {
             guest.server = None;
             guest.follows = false;
             guest.windows.clear();
+            guest.noted = None;
+            // Whether the toolstack forgets it or not: what xl creates while it is told to destroy stays in Xenstore for ever.
+            self.forget(domid);
             return Some(Event::WorkerEnded(how));
         }
         tracing::error!(name: "broker.worker_died", domid, how, "The worker of a guest died");
