@@ -179,10 +179,8 @@ fn same(file: &Path, text: &str, read: impl Fn(&Path) -> Result<String, ConfigEr
 fn entries<'a>(entries: impl Iterator<Item = &'a Entry>) -> String {
     let mut said = String::new();
     for Entry { model, vdev, origin } in entries {
-        // A disk's image may be named elsewhere.
-        if let Err(error) = model.check() {
-            is_fit(&format!("{error:#}"));
-        }
+        // Whether it can be served is another question, as a disk's image may be named elsewhere.
+        let _ = model.check();
         assert!(origin.line > 0);
         said += &format!("{} {:?} {} {:?}\n", model.kind(), vdev, model.host_end(), model.exclusive());
     }

@@ -127,12 +127,12 @@ impl Personality for Terminal {
             Event::Types(bytes) => {
                 if let Some(mut reader) = self.reader.as_ref() {
                     // Nobody has to listen.
-                    let _ = reader.write(&bytes);
+                    drop(reader.write(&bytes));
                 }
             }
             Event::Reads => {
                 if let Some(mut reader) = self.reader.as_ref() {
-                    let _ = reader.read(&mut [0; 4096]);
+                    drop(reader.read(&mut [0; 4096]));
                 }
             }
         }

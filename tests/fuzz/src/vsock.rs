@@ -228,19 +228,18 @@ impl Personality for Sockets {
         self.connections.clear();
         while self.listener.accept().is_ok() {}
         let guest = 0x1234_5678;
-        for _ in 0..4 {
-            rig.offer(RECEIVE, &[], 4096, Buffer::default()).expect("there is room");
-        }
         rig.offer(TRANSMIT, &header(guest, PORT, 0, REQUEST), 0, Buffer::default()).expect("there is room");
         rig.kick(TRANSMIT);
-        rig.kick(RECEIVE);
-        assert!(rig.is_well() && !rig.take_back(RECEIVE).is_empty(), "an honest request is answered");
-        let memory = rig.memory.snapshot();
-        let is_answer = |at: &usize| {
-            let packet = &memory[*at..*at + 44];
-            u32_at(packet, 16) == PORT && u32_at(packet, 20) == guest && u16_at(packet, 30) == RESPONSE
-        };
-        assert!((0..memory.len() - 44).step_by(16).any(|at| is_answer(&at)), "an honest request is accepted");
+        // Those who have dialled before, and have gone, may be announced first.
+        let is_accepted = (0..64).any(|_| {
+            rig.offer(RECEIVE, &[], 512, Buffer::default());
+            rig.kick(RECEIVE);
+            let memory = rig.memory.snapshot();
+            (0..memory.len() - 44).step_by(16).map(|at| &memory[at..at + 44]).any(|packet| {
+                u32_at(packet, 16) == PORT && u32_at(packet, 20) == guest && u16_at(packet, 30) == RESPONSE
+            })
+        });
+        assert!(rig.is_well() && is_accepted, "an honest request is accepted");
         let mut word = header(guest, PORT, 5, DATA);
         word.extend(b"hello");
         rig.offer(TRANSMIT, &word, 0, Buffer::default()).expect("there is room");

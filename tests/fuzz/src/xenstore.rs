@@ -5,6 +5,8 @@
 //! - A value is what the reply to that request had in it. An event's path is one that was said.
 //! - What is read by the parsers of the wire is written as it was.
 
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::os::unix::net::UnixListener as Listener;
 use std::time::Duration;
 
@@ -158,9 +160,12 @@ impl Ask {
 impl Exchange {
     /// False if the connection is not to be used any more.
     async fn make(&self, store: &Store, stream: &mut UnixStream) -> bool {
-        let ask = self.asks;
-        let (outcome, is_open) = tokio::join!(timeout(PATIENCE, ask.ask(store)), self.answer(stream));
-        let outcome = outcome.expect("a request comes to an end");
+        // What comes behind half a message, or behind one that was not asked for, is nobody's to foresee.
+        let is_open = Cell::new(self.answer.is_whole());
+        let outcome = tokio::select! {
+            outcome = timeout(PATIENCE, self.asks.ask(store)) => outcome.expect("a request comes to an end"),
+            never = self.serve(stream, &is_open) => match never {},
+        };
         match (&self.answer, &outcome) {
             (Answer::Reply(payload) | Answer::Piecemeal(payload, _), Outcome::Bytes(bytes)) => {
                 let payload = &payload[..payload.len().min(PAYLOAD_MAX)];
@@ -173,7 +178,18 @@ impl Exchange {
             }
             _ => {}
         }
-        is_open && !matches!(outcome, Outcome::Failed)
+        is_open.get() && !matches!(outcome, Outcome::Failed)
+    }
+
+    /// Answers the request, and refuses what the client may ask because of that.
+    async fn serve(&self, stream: &mut UnixStream, is_open: &Cell<bool>) -> Infallible {
+        is_open.set(self.answer(stream).await);
+        while let Some(request) = next_request(stream).await {
+            let refusal = message(MessageType::Error, request.request_id, b"ENOENT\0");
+            is_open.set(is_open.get() && stream.write_all(&refusal).await.is_ok());
+        }
+        is_open.set(false);
+        std::future::pending().await
     }
 
     /// Reads the request and answers it.
@@ -208,12 +224,18 @@ impl Exchange {
             }
             tokio::task::yield_now().await;
         }
-        let is_whole = matches!(self.answer, Answer::Reply(_) | Answer::Piecemeal(..) | Answer::Refusal(_));
-        if !is_whole {
+        if !self.answer.is_whole() {
             // Nothing more comes: who waits for the rest of a message waits for the end.
             let _ = stream.shutdown().await;
         }
-        is_whole
+        self.answer.is_whole()
+    }
+}
+
+impl Answer {
+    /// Whether the connection can go on after it.
+    fn is_whole(&self) -> bool {
+        matches!(self, Self::Reply(_) | Self::Piecemeal(..) | Self::Refusal(_))
     }
 }
 

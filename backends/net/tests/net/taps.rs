@@ -282,6 +282,7 @@ fn f02_no_header_upsets_the_kernel_or_the_card() {
         };
         let packet = tcp([2, 0, 0, 0, 0, 1], MAC, &[7; 3000]);
         let (space, mut sent) = (guest.allocate(70_000), guest.queues[TX].used_idx());
+        testkit::cases::count(3000);
         for _ in 0..3000 {
             let mut header = CUT;
             for _ in 0..1 + random() % 4 {

@@ -5,9 +5,9 @@ use std::thread;
 
 use testkit::cases::{count, each};
 use testkit::device::eventually;
-use testkit::driver::{Descriptor, Registers, status};
+use testkit::driver::{Descriptor, Register, Registers, status};
 
-use crate::guest::{EVENT_IDX, Guest, READABLE, SIZE, TABLES, WRITABLE, linked};
+use crate::guest::{BANK_END, EVENT_IDX, Guest, RAM_END, READABLE, SIZE, TABLES, WRITABLE, linked};
 use crate::hosts::Kind;
 
 #[test]
@@ -63,9 +63,6 @@ fn d11_indexes_wrap_at_65536_with_and_without_event_indexes() {
 
 #[test]
 fn d12_event_fields_that_are_no_memory_break_any_device_until_reset() {
-    use testkit::driver::Register;
-
-    use crate::guest::{BANK_END, RAM_END};
     for kind in Kind::ALL {
         let guest = Guest::new(kind);
         // The last two bytes of either ring, and nothing else, lie behind the end of memory.
