@@ -96,21 +96,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::broker::control::DeviceListing;
+    use crate::broker::control::listed;
 
     fn guest(states: &[&str]) -> GuestListing {
-        let device = |state: &&str| DeviceListing {
-            id: "virtio/0".into(),
-            model: None,
-            name: None,
-            host_end: None,
-            grants: None,
-            base: None,
-            irq: None,
-            state: (*state).into(),
-            driver: None,
-            counters: BTreeMap::new(),
-        };
+        let device = |state: &&str| listed("virtio/0", state);
         let devices = states.iter().map(device).collect();
         GuestListing { domid: 7, name: Some("web".into()), restarts: 0, counters: BTreeMap::new(), devices }
     }

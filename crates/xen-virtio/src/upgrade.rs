@@ -99,21 +99,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::broker::control::GuestListing;
+    use crate::broker::control::{GuestListing, listed};
 
     fn listing(states: &[&str]) -> Listing {
-        let device = |state: &&str| DeviceListing {
-            id: "virtio_disk/51712".into(),
-            model: None,
-            name: Some("xvda".into()),
-            host_end: None,
-            grants: None,
-            base: None,
-            irq: None,
-            state: (*state).into(),
-            driver: None,
-            counters: BTreeMap::new(),
-        };
+        let device = |state: &&str| DeviceListing { name: Some("xvda".into()), ..listed("virtio_disk/51712", state) };
         let devices = states.iter().map(device).collect();
         let guest =
             GuestListing { domid: 7, name: Some("web".into()), restarts: 0, counters: BTreeMap::new(), devices };

@@ -20,10 +20,9 @@ use std::fs;
 
 use testkit::cases::each;
 use testkit::device::eventually;
-use testkit::driver::Registers;
 use testkit::memory::FakeForeignMemory;
 
-use guest::{BANK, BANK_END, Guest, RAM, RAM_END, SIZE, TABLES, linked};
+use guest::{BANK, BANK_END, Guest, RAM, RAM_END, SIZE};
 use hosts::Kind;
 
 /// What this process holds of the host: descriptors and threads.
@@ -37,15 +36,7 @@ fn live_and_crash(kind: Kind, memory: &FakeForeignMemory) {
     let guest = Guest::with(kind, memory.clone());
     guest.bring_up();
     guest.works();
-    for head in 0..SIZE {
-        let request = guest.host.request();
-        let chain = linked(&guest.buffers(&request));
-        let queue = guest.queue(request.queue);
-        let table = queue.write_indirect(TABLES + 0x100 * u64::from(head), &chain);
-        queue.write_descriptor(head, table);
-        queue.publish(head);
-        guest.registers.notify(request.queue);
-    }
+    guest.ask_for(SIZE);
     drop(guest);
     eventually("nothing is mapped", || memory.counts().live == 0);
 }

@@ -120,6 +120,23 @@ impl Listing {
     }
 }
 
+/// A device of which nothing is known but what the toolstack calls it, and how it does.
+#[cfg(test)]
+pub(crate) fn listed(id: &str, state: &str) -> DeviceListing {
+    DeviceListing {
+        id: id.into(),
+        model: None,
+        name: None,
+        host_end: None,
+        grants: None,
+        base: None,
+        irq: None,
+        state: state.into(),
+        driver: None,
+        counters: BTreeMap::new(),
+    }
+}
+
 /// Makes the socket.
 ///
 /// # Errors

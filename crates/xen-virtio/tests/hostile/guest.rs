@@ -158,6 +158,20 @@ impl Guest {
         self.served(&request, &[table]);
     }
 
+    /// Makes so many requests of a device that is in use, and does not wait for them. Each reads and writes the same, and has
+    /// its table to itself.
+    pub fn ask_for(&self, requests: u16) {
+        for head in 0..requests {
+            let request = self.host.request();
+            let chain = linked(&self.buffers(&request));
+            let queue = self.queue(request.queue);
+            let table = queue.write_indirect(TABLES + 0x100 * u64::from(head), &chain);
+            queue.write_descriptor(head, table);
+            queue.publish(head);
+            self.registers.notify(request.queue);
+        }
+    }
+
     /// Makes a request of these descriptors, which are those of [`buffers`](Self::buffers) or parts of them.
     pub fn served(&self, request: &Request, chain: &[Descriptor]) {
         let queue = self.queue(request.queue);

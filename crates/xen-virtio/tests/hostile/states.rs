@@ -4,7 +4,7 @@ use testkit::cases::each;
 use testkit::device::eventually;
 use testkit::driver::{Descriptor, Register, Registers, status};
 
-use crate::guest::{EVENT_IDX, Guest, RAM, READABLE, SIZE, TABLES, VERSION_1, WRITABLE, linked};
+use crate::guest::{EVENT_IDX, Guest, RAM, READABLE, SIZE, VERSION_1, WRITABLE};
 use crate::hosts::Kind;
 
 /// How far a driver has come.
@@ -186,16 +186,7 @@ fn c12_a_reset_amid_requests_is_the_end_of_them_and_the_memory_is_the_guests_at_
             let (_, requests, resets) = input;
             guest.reset();
             guest.bring_up();
-            for head in 0..requests {
-                let request = guest.host.request();
-                let chain = linked(&guest.buffers(&request));
-                let queue = guest.queue(request.queue);
-                // Each reads and writes the same, and has its table to itself.
-                let table = queue.write_indirect(TABLES + 0x100 * u64::from(head), &chain);
-                queue.write_descriptor(head, table);
-                queue.publish(head);
-                guest.registers.notify(request.queue);
-            }
+            guest.ask_for(requests);
             guest.reset();
             // It is used for something else as soon as the write of Status is answered.
             let len = 0x1000 * guest.queues.len();
