@@ -11,7 +11,7 @@ apt_arch=arm64
 
 apt_dir() { printf '%s\n' "$cache/apt-$apt_release-$apt_arch"; }
 lab_apt_get() { APT_CONFIG=$(apt_dir)/apt.conf apt-get -qq "$@"; }
-lab_apt_cache() { APT_CONFIG=$(apt_dir)/apt.conf apt-cache "$@"; }
+lab_apt_cache() { need_apt_lists && APT_CONFIG=$(apt_dir)/apt.conf apt-cache "$@"; }
 
 # One line "URI SUITE" for each archive of our release: where the host's apt has its own.
 # Backports are where the release is.
@@ -92,7 +92,6 @@ fetch_with_dependencies() {
 # Prints the path of one package, without what it depends on.
 fetch_package() {
     local name=$1 version arch archives
-    need_apt_lists
     version=$(package_field "$name" Version)
     arch=$(package_field "$name" Architecture)
     archives=$(apt_dir)/archives
@@ -112,7 +111,6 @@ package_field() { lab_apt_cache show --no-all-versions "$1" | sed -n "s/^$2: //p
 # longer: then the next one.
 fetch_source() (
     package=$1 series=$2
-    need_apt_lists
     cd "$3" || exit
     while read -r version; do
         lab_apt_get source --download-only --tar-only "$package=$version" >/dev/null 2>&1 && exit
