@@ -9,7 +9,7 @@ use testkit::cases::each;
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::grants::FakeGrants;
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Ring, RingPosition, RingSetup};
+use virtio_backend::{Ring, RingSetup};
 
 const BASE: u64 = 0x4000_0000;
 const SIZE: u16 = 8;
@@ -36,16 +36,7 @@ impl Rig {
     }
 
     fn setup(&self) -> RingSetup {
-        RingSetup {
-            size: SIZE,
-            max_size: 1 << 15,
-            desc_table: self.queue.desc_table(),
-            avail_ring: self.queue.avail_ring(),
-            used_ring: self.queue.used_ring(),
-            event_idx: false,
-            position: RingPosition::default(),
-            max_chain_bytes: 1 << 16,
-        }
+        RingSetup { max_size: 1 << 15, ..self.queue.ring_setup() }
     }
 
     fn ring(&self) -> Ring {

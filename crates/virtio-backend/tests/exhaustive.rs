@@ -8,7 +8,7 @@ use guest_memory::{Budget, MapCache};
 use testkit::cases;
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Fault, GuestFault, Ring, RingPosition, RingSetup};
+use virtio_backend::{Fault, GuestFault, Ring, RingSetup};
 
 const BASE: u64 = 0x4000_0000;
 const SIZE: u16 = 4;
@@ -86,17 +86,8 @@ fn spec_2_7_5_every_table_of_four_descriptors_gives_the_chain_that_it_describes_
     let queue = RawQueue::new(memory, BASE, SIZE);
     queue.write_indirect(TABLE, &[Descriptor::readable(BUFFERS, 16).then(1), Descriptor::writable(BUFFERS, 32)]);
     queue.set_avail_idx(1);
-    let setup = RingSetup {
-        size: SIZE,
-        // The most descriptors of a chain; with an indirect table there may be more than the queue has.
-        max_size: 2 * SIZE,
-        desc_table: queue.desc_table(),
-        avail_ring: queue.avail_ring(),
-        used_ring: queue.used_ring(),
-        event_idx: false,
-        position: RingPosition::default(),
-        max_chain_bytes: 1 << 16,
-    };
+    // With an indirect table a chain may have more descriptors than the queue has.
+    let setup = RingSetup { max_size: 2 * SIZE, ..queue.ring_setup() };
     let mut ring = Ring::new(&setup, &cache).unwrap();
     let kinds = kinds();
     let tables = (0..kinds.len().pow(SIZE.into()))

@@ -9,7 +9,7 @@ use guest_memory::{Access, AccessError, Budget, MapCache, Sources};
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::grants::{FakeGrants, GRANT, GrantFailure};
 use testkit::memory::{Failure, FakeForeignMemory};
-use virtio_backend::{Fault, GuestFault, Ring, RingPosition, RingSetup};
+use virtio_backend::{Fault, GuestFault, Ring, RingSetup};
 
 const BASE: u64 = 0x4000_0000;
 const SIZE: u16 = 16;
@@ -35,16 +35,7 @@ impl Rig {
     }
 
     fn setup(&self) -> RingSetup {
-        RingSetup {
-            size: SIZE,
-            max_size: 512,
-            desc_table: self.queue.desc_table(),
-            avail_ring: self.queue.avail_ring(),
-            used_ring: self.queue.used_ring(),
-            event_idx: false,
-            position: RingPosition::default(),
-            max_chain_bytes: 1 << 16,
-        }
+        RingSetup { max_size: 512, ..self.queue.ring_setup() }
     }
 
     fn ring(&self) -> Ring {

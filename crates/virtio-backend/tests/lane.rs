@@ -171,16 +171,7 @@ impl Rig {
     fn setup(&self, queue: usize) -> QueueSetup {
         let kick = Arc::clone(&self.kicks[queue]);
         let queue = &self.queues[queue];
-        let ring = RingSetup {
-            size: SIZE,
-            max_size: SIZE,
-            desc_table: queue.desc_table(),
-            avail_ring: queue.avail_ring(),
-            used_ring: queue.used_ring(),
-            event_idx: false,
-            position: RingPosition::default(),
-            max_chain_bytes: 1 << 17,
-        };
+        let ring = RingSetup { max_chain_bytes: 1 << 17, ..queue.ring_setup() };
         QueueSetup { ring, ledger: None, kick }
     }
 

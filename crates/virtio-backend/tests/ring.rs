@@ -32,16 +32,7 @@ impl Rig {
     }
 
     fn setup(&self) -> RingSetup {
-        RingSetup {
-            size: SIZE,
-            max_size: 256,
-            desc_table: self.queue.desc_table(),
-            avail_ring: self.queue.avail_ring(),
-            used_ring: self.queue.used_ring(),
-            event_idx: false,
-            position: RingPosition::default(),
-            max_chain_bytes: 1 << 16,
-        }
+        RingSetup { max_size: 256, ..self.queue.ring_setup() }
     }
 
     fn ring(&self) -> Ring {

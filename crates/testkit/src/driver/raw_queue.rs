@@ -3,6 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use virtio_backend::{RingPosition, RingSetup};
+
 use crate::memory::FakeForeignMemory;
 
 /// How long a test waits for what must happen before it calls it a hang.
@@ -105,6 +107,21 @@ impl RawQueue {
     /// Bytes of the three areas.
     pub fn bytes(&self) -> usize {
         usize::try_from(self.avail_event_address() + 2 - self.base).expect("below 1 MiB")
+    }
+
+    /// What a device is told of the queue, which is as long as it may be and fresh; without event indexes. Chains may describe
+    /// 64 KiB.
+    pub fn ring_setup(&self) -> RingSetup {
+        RingSetup {
+            size: self.size,
+            max_size: self.size,
+            desc_table: self.desc_table(),
+            avail_ring: self.avail_ring(),
+            used_ring: self.used_ring(),
+            event_idx: false,
+            position: RingPosition::default(),
+            max_chain_bytes: 1 << 16,
+        }
     }
 
     /// Where a device finds the descriptor table.

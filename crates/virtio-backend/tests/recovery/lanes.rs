@@ -64,16 +64,7 @@ impl Rig {
     fn start(&self, device: &Arc<TestDevice>, ears: &Arc<Ears>) -> (Lane, Receiver<Vec<RingPosition>>) {
         let ledgers = self.record.ledgers(&SIZES).unwrap();
         let queues = self.queues.iter().zip(ledgers).map(|(queue, ledger)| {
-            let ring = RingSetup {
-                size: queue.size(),
-                max_size: queue.size(),
-                desc_table: queue.desc_table(),
-                avail_ring: queue.avail_ring(),
-                used_ring: queue.used_ring(),
-                event_idx: self.event_idx,
-                position: RingPosition::default(),
-                max_chain_bytes: 1 << 16,
-            };
+            let ring = RingSetup { event_idx: self.event_idx, ..queue.ring_setup() };
             let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) as Arc<dyn AsRawFd + Send + Sync>;
             Some(QueueSetup { ring, ledger: Some(ledger), kick })
         });

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use guest_memory::{Budget, MapCache};
 use testkit::driver::{Descriptor, RawQueue};
 use testkit::memory::FakeForeignMemory;
-use virtio_backend::{Backend, Ring, RingPosition, RingSetup, Wake, Worker};
+use virtio_backend::{Backend, Ring, RingSetup, Wake, Worker};
 
 use super::{BATCH, Steps};
 use crate::guest::BLOCK;
@@ -62,16 +62,7 @@ impl Full {
             queue.write_descriptor(slot, queue.write_indirect(TABLES + TABLE * at, &parts));
             queue.set_avail_entry(slot, slot);
         }
-        let setup = RingSetup {
-            size: SIZE,
-            max_size: SIZE,
-            desc_table: queue.desc_table(),
-            avail_ring: queue.avail_ring(),
-            used_ring: queue.used_ring(),
-            event_idx: true,
-            position: RingPosition::default(),
-            max_chain_bytes: 1 << 20,
-        };
+        let setup = RingSetup { event_idx: true, max_chain_bytes: 1 << 20, ..queue.ring_setup() };
         let ring = Ring::new(&setup, &MapCache::new(memory, Budget::default()))?;
         Ok(Self { queue, ring })
     }
