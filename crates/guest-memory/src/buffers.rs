@@ -95,8 +95,9 @@ impl Buffers {
         done
     }
 
-    /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`; none in
-    /// the device-readable part of a request, which may be mapped for reading only.
+    /// Copies `from` to the guest. Returns how many bytes there was room for from `at` on, at most `from.len()`. These have to be
+    /// the buffers that the driver made for the device to write to: of granted pages, others have no room; of frames, others
+    /// are written to all the same.
     pub fn write(&self, at: usize, from: &[u8]) -> usize {
         if let (Some(memory), None) = (self.within(at, from.len()), &self.granted) {
             memory.copy_from(from);

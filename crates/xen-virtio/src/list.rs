@@ -29,6 +29,9 @@ fn table(listing: &Listing) -> String {
         return "No guest uses a device of xen-virtio.\n".to_owned();
     }
     let mut text = String::new();
+    if listing.no_sandbox {
+        line(&mut text, format_args!("WORKERS ARE NOT CONFINED (serve --no-sandbox): for debugging only"));
+    }
     for guest in &listing.guests {
         let name = guest.name.as_deref().unwrap_or("(no name)");
         let restarts = match guest.restarts {
@@ -138,6 +141,13 @@ mod tests {
         let expected = "web (domain 7)\n  disk xvda at 0x2000000, interrupt 33: serving, driver running; /dev/vg/web\n    \
                         requests 12\n  traps 99\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn that_workers_are_not_confined_is_told_first() {
+        let listing = Listing { no_sandbox: true, ..guest("web", disk()) };
+
+        assert!(table(&listing).starts_with("WORKERS ARE NOT CONFINED (serve --no-sandbox)"), "{}", table(&listing));
     }
 
     #[test]

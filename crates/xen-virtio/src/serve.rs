@@ -58,7 +58,7 @@ async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
         .with_context(|| format!("Cannot make the control socket in {}", directory.display()))?;
     let (requests, for_broker) = mpsc::channel(8);
     let signals = StopSignals::catch().context("Cannot catch signals")?;
-    tokio::spawn(control::serve(listener, requests.clone()));
+    tokio::spawn(control::serve(listener, requests.clone(), options.no_sandbox));
     tokio::spawn(async move {
         signals.wait().await;
         // No receiver means that the broker has ended.

@@ -106,7 +106,7 @@ mod tests {
         let devices = states.iter().map(device).collect();
         let guest =
             GuestListing { domid: 7, name: Some("web".into()), restarts: 0, counters: BTreeMap::new(), devices };
-        Listing { program: "1.2.3".into(), instance: 1, guests: vec![guest] }
+        Listing { program: "1.2.3".into(), instance: 1, guests: vec![guest], ..Listing::default() }
     }
 
     #[test]

@@ -419,7 +419,7 @@ fn open_control_socket(rig: &Rig) {
     let (directory, requests) = (rig.directory.path().to_owned(), rig.requests.clone());
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { control::serve(control::listen(&directory).unwrap(), requests).await });
+        runtime.block_on(async { control::serve(control::listen(&directory).unwrap(), requests, false).await });
     });
     wait_until(|| UnixStream::connect(rig.directory.path().join(control::SOCKET)).is_ok());
 }

@@ -69,6 +69,9 @@ pub struct Listing {
     pub program: String,
     /// Tells this broker from those before and after it.
     pub instance: u64,
+    /// Whether it does not confine its workers. A broker that does not say so confines them.
+    #[serde(default)]
+    pub no_sandbox: bool,
     /// The guests, by domain id.
     pub guests: Vec<GuestListing>,
 }
@@ -153,14 +156,14 @@ pub fn listen(directory: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers for as long as the broker takes requests.
-pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
+/// Answers for as long as the broker takes requests, which confines its workers or, with `no_sandbox`, does not.
+pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>, no_sandbox: bool) {
     loop {
         match listener.accept().await {
             Ok((client, _)) => {
                 let requests = requests.clone();
                 tokio::spawn(async move {
-                    if !matches!(timeout(CLIENT_PATIENCE, answer(client, requests)).await, Ok(Ok(()))) {
+                    if !matches!(timeout(CLIENT_PATIENCE, answer(client, requests, no_sandbox)).await, Ok(Ok(()))) {
                         tracing::debug!(name: "control.dropped", "A client of the control socket was dropped");
                     }
                 });
@@ -174,12 +177,15 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
     }
 }
 
-async fn answer(mut client: UnixStream, requests: mpsc::Sender<Request>) -> io::Result<()> {
+async fn answer(mut client: UnixStream, requests: mpsc::Sender<Request>, no_sandbox: bool) -> io::Result<()> {
     let (from, mut to) = client.split();
     let mut line = String::new();
     BufReader::new(from.take(QUESTION_MAX)).read_line(&mut line).await?;
     match serde_json::from_str(&line) {
-        Ok(Question::List) => reply(&mut to, &list(&requests).await).await,
+        Ok(Question::List) => {
+            let guests = list(&requests).await;
+            reply(&mut to, &Listing { program: PROGRAM.to_owned(), instance: *INSTANCE, no_sandbox, guests }).await
+        }
         Ok(Question::Operate { guest, device, operation }) => {
             let (outcome, done) = oneshot::channel();
             // A broker that is ending does nothing.
@@ -206,7 +212,7 @@ async fn reply(to: &mut WriteHalf<'_>, answer: &impl Serialize) -> io::Result<()
     to.shutdown().await
 }
 
-async fn list(requests: &mpsc::Sender<Request>) -> Listing {
+async fn list(requests: &mpsc::Sender<Request>) -> Vec<GuestListing> {
     let (reply, views) = oneshot::channel();
     // A broker that is ending serves nobody.
     let _ = requests.send(Request::List(reply)).await;
@@ -215,7 +221,7 @@ async fn list(requests: &mpsc::Sender<Request>) -> Listing {
         let report = timeout(REPORT_PATIENCE, report).await.ok().and_then(Result::ok).unwrap_or_default();
         guests.push(merge(view, report));
     }
-    Listing { program: PROGRAM.to_owned(), instance: *INSTANCE, guests }
+    guests
 }
 
 /// Adds what the worker says to what the broker knows; nothing but names, numbers and words is taken from it.
