@@ -1,13 +1,15 @@
-//! Guests that come and go: rows C13, H01, H02 and H03, as far as devices meet them.
+//! Guests that come and go, and guests beside others: rows C13, H01, H02, H03 and H07, as far as devices meet them.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Barrier, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use testkit::cases::each;
 use testkit::driver::Registers;
 use testkit::memory::FakeForeignMemory;
 
-use crate::guest::{BANK, BANK_END, Guest, RAM, RAM_END};
+use crate::guest::{BANK, BANK_END, Guest, RAM, RAM_END, SIZE};
 use crate::hosts::Kind;
 use crate::states::State;
 
@@ -62,4 +64,48 @@ fn h03_the_next_guest_of_the_same_number_finds_a_device_of_its_own_and_memory_as
             memory = end(guest);
         });
     }
+}
+
+/// Does what costs a device most, again and again, until told that it is enough: kicks, mappings that are dropped, requests whose
+/// end nobody waits for, resets amid them.
+fn storm(guest: &Guest, enough: &AtomicBool, rounds: &AtomicUsize) {
+    while !enough.load(SeqCst) {
+        guest.reset();
+        guest.bring_up();
+        for _ in 0..20 {
+            guest.ask_for(SIZE);
+            guest.cache.invalidate();
+            (0..).zip(&guest.queues).for_each(|(index, _)| guest.registers.notify(index));
+        }
+        rounds.fetch_add(1, SeqCst);
+    }
+}
+
+#[test]
+fn h07_of_eight_guests_with_four_devices_each_one_that_storms_keeps_none_of_the_others_waiting_for_ever() {
+    const KINDS: [Kind; 4] = [Kind::Disk, Kind::Net, Kind::Console, Kind::Rng];
+    let (enough, rounds, all_storm) = (AtomicBool::new(false), AtomicUsize::new(0), Barrier::new(KINDS.len() + 1));
+    thread::scope(|scope| {
+        for kind in KINDS {
+            let (enough, rounds, all_storm) = (&enough, &rounds, &all_storm);
+            scope.spawn(move || {
+                let guest = Guest::new(kind);
+                all_storm.wait();
+                storm(&guest, enough, rounds);
+            });
+        }
+        all_storm.wait();
+        let honest = [KINDS; 7].into_iter().flatten().map(|kind| {
+            scope.spawn(move || {
+                let guest = Guest::new(kind);
+                guest.bring_up();
+                each((0..50).map(|request| (kind, request)), |_| guest.works());
+            })
+        });
+        let honest: Vec<_> = honest.collect();
+        let ends: Vec<_> = honest.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        enough.store(true, SeqCst);
+        assert!(ends.iter().all(Result::is_ok), "a device that an honest guest uses has failed it");
+    });
+    assert!(rounds.load(SeqCst) > 0, "nobody stormed");
 }
