@@ -1,9 +1,15 @@
 # Every worker is confined: the first one, with a disk, a network card, a console, entropy and sockets in
 # use; the one that follows when it is killed; and the one after a reboot, which is another user. What Linux shows of each
-# is what is looked at, and that its devices work nevertheless.
+# is what is looked at, and that its devices work nevertheless. Then a worker is taken over and tries what it must not do, one
+# thing after the other: each is denied, and the guest does not notice.
 # shellcheck shell=sh
 
+# shellcheck disable=SC2034 # read by tests/lab/run
+needs_taken_over=yes
+
 dom0() {
+    # As many ends of a worker as we want in any minute, and no device is given up.
+    restart_daemon --restarts 1000
     new_bridge lab 192.168.77.1/24
     guest confined all "$(new_disk confined 8)"
     set_option confined 'on_reboot = "restart"'
@@ -38,6 +44,13 @@ END
     wait_until 120 has_booted confined 2 || fail "the guest does not come back"
     worker=$(worker_pids)
     is_confined
+    devices_work
+
+    for attempt in $(/lab/taken-over); do
+        wait_until 30 has_workers 1 || fail "no worker follows: $(tail -n 3 "$daemon_log")"
+        check /lab/taken-over "$(worker_pids)" "$attempt"
+    done
+    wait_until 30 has_workers 1 || fail "no worker follows: $(tail -n 3 "$daemon_log")"
     devices_work
     tell confined end
     finish confined
@@ -99,6 +112,7 @@ not_confined_if_told_so() {
     shows Uid "0 0 0 0"
     shows Seccomp 0
     grep -q 'This worker is not confined' "$daemon_log" || fail "its worker does not warn"
+    xen-virtio list | grep -q 'WORKERS ARE NOT CONFINED' || fail "list does not warn: $(xen-virtio list)"
     tell open end
     finish open
     restart_daemon

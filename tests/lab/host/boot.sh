@@ -4,7 +4,7 @@
 
 # build_lab SERIES...: builds what is not built yet, so that use_xen and boot can follow.
 build_lab() {
-    local series
+    local series name
     claim_directories
     build_kernel
     if [[ $wants_linux == yes ]]; then build_linux; fi
@@ -16,7 +16,7 @@ build_lab() {
         if has_flask; then build_driver_domain; fi
     done
     build_program
-    if [[ $wants_hostile_guest == yes ]]; then build_hostile_guest; fi
+    for name in "${wanted_test_programs[@]}"; do build_test_program "$name"; done
     if [[ -n $wanted_revision ]]; then build_revision; fi
     release_cache
     sort -u -o "$packages_file" "$packages_file"
@@ -49,6 +49,7 @@ fill_share() {
     ln "$program" "$share/xen-virtio"
     if [[ -n $wanted_revision ]]; then install -D "$revision_program" "$share/base/xen-virtio"; fi
     cp -r "$lab/dom0" "$lab/backend" "$lab/cases" "$share/"
+    install_test_programs "$share"
     for name in guest guest-fio guest-net guest-all; do
         { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
@@ -78,7 +79,7 @@ pack_scripts() {
     mkdir -p "$root/lab/cases"
     cp "$lab/guest/lib.sh" "$root/lab/"
     cp "$@" "$root/lab/cases/"
-    if [[ $wants_hostile_guest == yes ]]; then install -D "$hostile_guest" "$root/usr/sbin/hostile-guest"; fi
+    install_test_programs "$root/usr/sbin"
     pack "$root"
     rm -rf "$root"
 }

@@ -6,7 +6,7 @@
 
 rust_target=aarch64-unknown-linux-gnu
 program=$out/cargo/$rust_target/release/xen-virtio
-hostile_guest=$out/cargo-hostile-guest/$rust_target/fuzz/hostile-guest
+test_programs=$out/cargo-tests/$rust_target/fuzz
 debian_rust=$cache/rust-debian
 # A vhost-user backend of others.
 vhost_device_rng=$cache/vhost-device-rng-0.1.0
@@ -19,14 +19,20 @@ build_program() {
 # build_program_in TARGET-DIRECTORY LOG: of the sources in $repo.
 build_program_in() { cross_cargo "$2" build --target-dir "$1" --release --locked -p xen-virtio; }
 
-# Whether a case runs it.
-wants_hostile_guest=no
+# Those of our programs that play somebody's part, and that a case runs: hostile-guest in guests, taken-over in Dom0.
+wanted_test_programs=()
 
-# What plays a hostile driver in a guest: it brings its C library along, of which guests have none.
-build_hostile_guest() {
-    say "building the hostile guest's program"
-    RUSTFLAGS="-C target-feature=+crt-static" cross_cargo "$out/build/hostile-guest.log" build \
-        --target-dir "$out/cargo-hostile-guest" --profile fuzz --locked -p hostile-guest
+# They bring their C library along, of which guests have none.
+build_test_program() {
+    say "building $1 for arm64"
+    RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" cross_cargo "$out/build/$1.log" build \
+        --target-dir "$out/cargo-tests" --profile fuzz --locked -p "$1"
+}
+
+# install_test_programs DIRECTORY: those that are wanted.
+install_test_programs() {
+    local name
+    for name in "${wanted_test_programs[@]}"; do install -D "$test_programs/$name" "$1/$name"; done
 }
 
 build_vhost_device_rng() { make_dir_once "$vhost_device_rng" install_crate; }
