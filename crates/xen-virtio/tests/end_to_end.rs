@@ -9,12 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rig::domain::{BASE_A, BASE_B, DRIVERS_BYTES, Domain, RAM};
+use rig::manager::Manager;
 use rig::{Rig, XVDA, XVDB, wait_until};
 use rustix::io::Errno;
-use testkit::xen::DmOp;
+use testkit::xen::{DmOp, FakeChannels, STATE_READY};
 use tokio::sync::oneshot;
 use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::broker::worker::{Spawned, Spawner};
@@ -25,16 +27,33 @@ use xen_virtio::protocol::{Counter, Former};
 use xen_virtio::worker;
 
 /// Runs workers as threads of the test's process. All guests share one domain's Xen.
-struct ThreadSpawner(Domain);
+#[derive(Clone)]
+struct ThreadSpawner {
+    domain: Domain,
+    /// The event channels of the worker that was started last.
+    last: Arc<Mutex<Option<Arc<FakeChannels>>>>,
+}
+
+impl ThreadSpawner {
+    fn of(domain: &Domain) -> Self {
+        Self { domain: domain.clone(), last: Arc::default() }
+    }
+
+    /// Stops the last worker as a process that is killed stops. (Its threads are there still, and do nothing.)
+    fn kill_the_last(&self) {
+        self.last.lock().unwrap().take().unwrap().kill();
+    }
+}
 
 impl Spawner for ThreadSpawner {
     fn spawn(&self, _domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
         let (channel, there) = Channel::pair()?;
         let (end, ended) = oneshot::channel();
         let (kill, _killed) = oneshot::channel();
-        let domain = self.0.clone();
+        let domain = self.domain.clone();
+        let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
+        *self.last.lock().unwrap() = Some(Arc::clone(&channels));
         thread::spawn(move || {
-            let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
             let served = worker::serve(there, hypervisor, channels, domain, former, None, HeldBack::default());
             // The broker may have ended.
             let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
@@ -56,7 +75,7 @@ impl Spawner for ThreadSpawner {
 }
 
 fn start(domain: &Domain) -> Rig {
-    Rig::start_with(ThreadSpawner(domain.clone()), CLOSING_PATIENCE, |_| {})
+    Rig::start_with(ThreadSpawner::of(domain), CLOSING_PATIENCE, |_| {})
 }
 
 fn create(rig: &Rig, number: u32, name: &str) -> std::path::PathBuf {
@@ -322,4 +341,39 @@ fn a_guest_outlives_the_broker_and_its_worker_does_not_outlive_the_guest() {
 
     assert_eq!(sector_of(&image, 0), [7; SECTOR_SIZE]);
     wait_until(|| domain.memory.counts().live == 0);
+}
+
+#[test]
+fn a_guest_whose_worker_and_broker_end_at_once_is_answered_by_the_next_ones_however_often() {
+    let domain = Domain::new();
+    let workers = ThreadSpawner::of(&domain);
+    let mut rig = Rig::start_under_with(workers.clone(), Manager::start());
+    let image = create(&rig, XVDA, "a.img");
+    rig.wait_for_state(5, XVDA, "2");
+    let server = domain.xen.servers().into_iter().next().unwrap();
+
+    domain.run(|domain| {
+        let mut disk = domain.disk(BASE_A);
+        for life in 1..=3_u8 {
+            disk.write_blocks(usize::from(life), &[life; SECTOR_SIZE]).unwrap();
+            workers.kill_the_last();
+            rig.stop_broker();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    // There is nobody when the guest asks.
+                    wait_until(|| domain.xen.slot(server, 0).get().0 == STATE_READY);
+                    rig.start_another_with(workers.clone());
+                });
+                let mut read = [0; SECTOR_SIZE];
+                disk.read_blocks(usize::from(life), &mut read).unwrap();
+                assert_eq!(read, [life; SECTOR_SIZE]);
+            });
+        }
+    });
+    destroy(&rig, &[XVDA]);
+
+    assert_eq!([1, 2, 3].map(|sector| sector_of(&image, sector)[0]), [1, 2, 3]);
+    assert_eq!(domain.xen.take_violations(), <[String; 0]>::default());
+    assert!(domain.xen.servers().is_empty());
+    assert_eq!(rig.manager.as_ref().unwrap().names(), <[String; 0]>::default());
 }

@@ -234,3 +234,59 @@ fn parse(name: &str) -> Option<(Node, u64)> {
     let generation = parts.next()?.parse().ok()?;
     parts.next().is_none().then_some((Node { domid, id: DeviceId { class, number } }, generation))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Read;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set where a process of this test is to say what was kept for it.
+    const SAY: &str = "XEN_VIRTIO_TEST_SAY_KEPT";
+
+    /// In a process of its own: what is kept of guest 5, with what its first descriptor reads.
+    #[test]
+    fn saying() {
+        if env::var_os(SAY).is_none() {
+            return;
+        }
+        for (id, descriptors) in FdStore::of_this_process().unwrap().read(5) {
+            let mut text = String::new();
+            fs::File::from(descriptors.into_iter().next().unwrap()).read_to_string(&mut text).unwrap();
+            println!("{id} holds {text}");
+        }
+    }
+
+    #[test]
+    fn a_process_finds_by_its_name_what_was_kept_for_it_and_gives_back_what_has_none_of_our_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, socket) = (directory.path().join("image"), directory.path().join("notify"));
+        fs::write(&image, "an image").unwrap();
+        let manager = UnixDatagram::bind(&socket).unwrap();
+        let id = DeviceId { class: Class::VirtioDisk, number: 51712 };
+        let (inside, outside) = Channel::pair().unwrap();
+        outside.send(&Answer::Holds { id }, &[fs::File::open(&image).unwrap().as_fd()]).unwrap();
+
+        // As systemd starts a service: descriptors from 3 on.
+        let script = r#"export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES="$0"; exec "$@" 3<&0 4</dev/null 0</dev/null"#;
+        let said = Command::new("sh")
+            .args(["-c", script, "5/virtio_disk/51712/0:stored"])
+            .arg(env::current_exe().unwrap())
+            .args(["--exact", "broker::store::tests::saying", "--nocapture"])
+            .env(SAY, "")
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(OwnedFd::from(inside))
+            .output()
+            .unwrap();
+
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert!(said.contains("virtio_disk/51712 holds an image\n"), "{said}");
+        manager.set_nonblocking(true).unwrap();
+        let mut words = [0; 100];
+        let length = manager.recv(&mut words).unwrap();
+        assert_eq!(std::str::from_utf8(words.get(..length).unwrap()), Ok("FDSTOREREMOVE=1\nFDNAME=stored"));
+        assert!(manager.recv(&mut words).is_err(), "nothing else is given back");
+    }
+}

@@ -1,13 +1,16 @@
 //! A service manager's store of descriptors, as sd_notify(3) describes it, and nothing else of one.
 
+use std::io::Read;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use xen_virtio::broker::store::FdStore;
+
+use super::PATIENCE;
 
 type Entries = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 
@@ -28,8 +31,13 @@ impl Manager {
         Self { entries, here, theirs, thread }
     }
 
-    /// As a process finds it that is started now.
+    /// As a process finds it that is started now. What the one before said is heard first, as systemd does.
     pub fn store(&self) -> FdStore {
+        let (mut done, barrier) = UnixStream::pair().unwrap();
+        done.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.theirs.send_with_fd(&b"BARRIER=1"[..], barrier.as_raw_fd()).unwrap();
+        drop(barrier);
+        assert_eq!(done.read(&mut [0]).unwrap(), 0);
         let entries = self.entries.lock().unwrap();
         let handed = entries.iter().map(|(name, descriptor)| (name.clone(), descriptor.try_clone().unwrap()));
         FdStore::new(Some(self.theirs.try_clone().unwrap()), handed.collect())

@@ -81,7 +81,12 @@ impl Rig {
     /// A broker that a service manager has started.
     pub fn start_under(manager: Manager) -> (Self, Workers) {
         let (spawner, workers) = workers();
-        (Self::start_in(0, spawner, CLOSING_PATIENCE, None, Some(manager), |_| {}), workers)
+        (Self::start_under_with(spawner, manager), workers)
+    }
+
+    /// The same, whose workers are of this spawner.
+    pub fn start_under_with(spawner: impl Spawner + Send + 'static, manager: Manager) -> Self {
+        Self::start_in(0, spawner, CLOSING_PATIENCE, None, Some(manager), |_| {})
     }
 
     fn start_in(
@@ -130,8 +135,13 @@ impl Rig {
     pub fn start_another_where(&mut self, domains_exist: bool) -> Workers {
         let (spawner, workers) = workers();
         workers.domains_exist(domains_exist);
-        self.start_broker(spawner, CLOSING_PATIENCE, None);
+        self.start_another_with(spawner);
         workers
+    }
+
+    /// The same, whose workers are of this spawner.
+    pub fn start_another_with(&mut self, spawner: impl Spawner + Send + 'static) {
+        self.start_broker(spawner, CLOSING_PATIENCE, None);
     }
 
     pub fn start() -> (Self, Workers) {
