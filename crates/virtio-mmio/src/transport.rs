@@ -42,6 +42,8 @@ pub struct Transport {
     pub(crate) counters: Arc<Counters>,
     pub(crate) record: Record,
     config: ConfigSpace,
+    /// In a former process, the last that it noted.
+    was_in_use: bool,
 }
 
 impl Transport {
@@ -84,8 +86,10 @@ impl Transport {
         backend.attach(Arc::clone(&state) as Arc<dyn Signals>);
         let config = ConfigSpace::new(Arc::clone(&backend));
         let lane_counters = Arc::default();
-        let transport = Self { backend, cache, state, doorbell, lane_counters, counters, record, config };
+        let mut transport =
+            Self { backend, cache, state, doorbell, lane_counters, counters, record, config, was_in_use: false };
         transport.follow();
+        transport.was_in_use = transport.state() != DriverState::Reset;
         Ok(Arc::new(transport))
     }
 
@@ -117,9 +121,9 @@ impl Transport {
         self.state.registers().status.into()
     }
 
-    /// Whether a driver has ever read a register.
+    /// Whether a driver has ever read a register, here or, as far as that can be seen, in a former process.
     pub fn was_touched(&self) -> bool {
-        self.counters.snapshot().register_reads > 0
+        self.was_in_use || self.counters.snapshot().register_reads > 0
     }
 
     /// What the register file, the lanes and the device itself have counted since they were made.

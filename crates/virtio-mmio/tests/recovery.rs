@@ -107,6 +107,13 @@ fn a_driver_in_use_is_told_once_to_look_at_everything() {
 }
 
 #[test]
+fn what_a_driver_used_in_a_former_process_counts_as_touched() {
+    let (rig, _queue) = Rig::running(Behaviour::Echo);
+    assert!(rig.followed(Behaviour::Echo).registers.was_touched());
+    assert!(!Rig::new(Behaviour::Echo).followed(Behaviour::Echo).registers.was_touched());
+}
+
+#[test]
 fn what_was_in_flight_is_done_again_and_given_back_once() {
     let (rig, queue) = Rig::busy();
     rig.offer(&queue);
