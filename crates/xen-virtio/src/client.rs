@@ -1,11 +1,14 @@
 //! Asking the running broker, for the commands that do: `list`, `link`, `resize`, `resume`, `upgrade`, `wait`.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde::de::DeserializeOwned;
 
 use crate::broker::control::{Listing, Outcome, Question, SOCKET};
@@ -19,6 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// None runs there, or it does not answer.
 pub fn list(directory: &Path) -> anyhow::Result<Listing> {
     ask(directory, &Question::List)
+}
+
+/// The process that it is, as a descriptor that can be read from once that has ended. Another program that it becomes is the
+/// same process.
+///
+/// # Errors
+/// None runs there.
+pub fn process(directory: &Path) -> anyhow::Result<OwnedFd> {
+    let broker = connect(directory)?;
+    let open = || pidfd_open(socket_peercred(&broker)?.pid, PidfdFlags::empty());
+    open().context("Cannot find the process of xen-virtio")
 }
 
 /// Has it do something to a device.
@@ -39,8 +53,7 @@ pub fn upgrade(directory: &Path, binary: &Path) -> anyhow::Result<String> {
 }
 
 fn ask<A: DeserializeOwned>(directory: &Path, question: &Question) -> anyhow::Result<A> {
-    let socket = directory.join(SOCKET);
-    let mut broker = UnixStream::connect(&socket).map_err(|error| explain(&socket, error))?;
+    let mut broker = connect(directory)?;
     let mut exchange = || -> io::Result<Vec<u8>> {
         broker.set_read_timeout(Some(PATIENCE))?;
         broker.write_all((serde_json::to_string(question)? + "\n").as_bytes())?;
@@ -48,8 +61,14 @@ fn ask<A: DeserializeOwned>(directory: &Path, question: &Question) -> anyhow::Re
         broker.read_to_end(&mut answer)?;
         Ok(answer)
     };
-    let answer = exchange().with_context(|| format!("xen-virtio does not answer on {}", socket.display()))?;
+    let answer =
+        exchange().with_context(|| format!("xen-virtio does not answer on {}", directory.join(SOCKET).display()))?;
     serde_json::from_slice(&answer).context("xen-virtio answered with something else; is it of another version?")
+}
+
+fn connect(directory: &Path) -> anyhow::Result<UnixStream> {
+    let socket = directory.join(SOCKET);
+    UnixStream::connect(&socket).map_err(|error| explain(&socket, error))
 }
 
 fn explain(socket: &Path, error: io::Error) -> anyhow::Error {

@@ -4,11 +4,13 @@
 //! place, and looks whether all goes on.
 
 use std::env;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::broker::control::{DeviceListing, Listing};
 use crate::cli::Upgrade;
@@ -31,8 +33,16 @@ pub fn run(options: &Upgrade) -> Result<(), Failure> {
         None => env::current_exe().context("Cannot find this program's file; name it by --binary")?,
     };
     let before = client::list(directory)?;
+    let process = client::process(directory)?;
     let program = client::upgrade(directory, &binary)?;
-    let after = wait_for_next(directory, &before, &binary)?;
+    let after = wait_for_next(directory, &before, &process).map_err(|how| {
+        anyhow!(
+            "{} was started in the place of xen-virtio {}, and {how}: its log says why. The guests' workers go on; install \
+             the version before, and start it by `systemctl restart xen-virtio`",
+            binary.display(),
+            before.program
+        )
+    })?;
     if after.program != program {
         return Err(anyhow!(
             "xen-virtio {program} could not be started; {} has begun anew, and its log says why",
@@ -45,24 +55,28 @@ pub fn run(options: &Upgrade) -> Result<(), Failure> {
     if is_whole { Ok(()) } else { Err(anyhow!("Not everything goes on; the log says why").into()) }
 }
 
-/// Waits until another broker answers, and has brought back what the one before served.
-fn wait_for_next(directory: &Path, before: &Listing, binary: &Path) -> anyhow::Result<Listing> {
+/// Waits until another broker answers, and has brought back what the one before served. Else says what has become of the
+/// process that was to do so.
+fn wait_for_next(directory: &Path, before: &Listing, process: &OwnedFd) -> Result<Listing, &'static str> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match client::list(directory) {
-            Ok(now) if now.instance != before.instance && now.devices().all(is_settled) => return Ok(now),
-            _ if Instant::now() < deadline => thread::sleep(LOOK),
-            Ok(now) if now.instance != before.instance => return Ok(now),
-            _ => {
-                return Err(anyhow!(
-                    "{} was started in the place of xen-virtio {}, and does not answer: its log says why. The guests' \
-                     workers go on; start xen-virtio again, by `systemctl restart xen-virtio`",
-                    binary.display(),
-                    before.program
-                ));
-            }
+        // In this order: what has ended does not answer, but the one after it may.
+        let ended = has_ended(process);
+        let next = client::list(directory).ok().filter(|now| now.instance != before.instance);
+        let is_late = Instant::now() >= deadline;
+        match next {
+            Some(now) if is_late || now.devices().all(is_settled) => return Ok(now),
+            None if ended => return Err("has ended"),
+            None if is_late => return Err("does not answer"),
+            _ => thread::sleep(LOOK),
         }
     }
+}
+
+/// The service manager, which may wait for this very process before it starts another one, must not be waited for.
+fn has_ended(process: &OwnedFd) -> bool {
+    let now = Timespec::default();
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 fn is_settled(device: &DeviceListing) -> bool {
@@ -97,9 +111,13 @@ fn count(n: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
-    use crate::broker::control::{GuestListing, listed};
+    use crate::broker::control::{GuestListing, SOCKET, listed};
 
     fn listing(states: &[&str]) -> Listing {
         let device = |state: &&str| DeviceListing { name: Some("xvda".into()), ..listed("virtio_disk/51712", state) };
@@ -107,6 +125,28 @@ mod tests {
         let guest =
             GuestListing { domid: 7, name: Some("web".into()), restarts: 0, counters: BTreeMap::new(), devices };
         Listing { program: "1.2.3".into(), instance: 1, guests: vec![guest], ..Listing::default() }
+    }
+
+    #[test]
+    fn a_program_that_ends_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        child.wait().unwrap();
+
+        let why = wait_for_next(directory.path(), &listing(&[]), &process).unwrap_err();
+
+        assert_eq!(why, "has ended");
+    }
+
+    #[test]
+    fn the_process_that_answers_is_found_and_has_not_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let _socket = UnixListener::bind(directory.path().join(SOCKET)).unwrap();
+
+        let process = client::process(directory.path()).unwrap();
+
+        assert!(!has_ended(&process));
     }
 
     #[test]
