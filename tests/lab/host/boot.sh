@@ -15,6 +15,7 @@ build_lab() {
         build_dom0
         if has_flask; then build_driver_domain; fi
     done
+    if [[ $wants_next_version == yes ]]; then build_next_version; fi
     build_program
     for name in "${wanted_test_programs[@]}"; do build_test_program "$name"; done
     if [[ -n $wanted_revision ]]; then build_revision; fi
@@ -47,6 +48,7 @@ fill_share() {
     ln "$kernel_image" "$share/Image"
     if [[ $wants_linux == yes ]]; then ln "$own_kernel_image" "$share/Image-own"; fi
     ln "$program" "$share/xen-virtio"
+    if [[ $wants_next_version == yes ]]; then install -D "$next_program" "$share/next/xen-virtio"; fi
     if [[ -n $wanted_revision ]]; then install -D "$revision_program" "$share/base/xen-virtio"; fi
     cp -r "$lab/dom0" "$lab/backend" "$lab/cases" "$share/"
     install_test_programs "$share"

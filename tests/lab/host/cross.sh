@@ -6,6 +6,7 @@
 
 rust_target=aarch64-unknown-linux-gnu
 program=$out/cargo/$rust_target/release/xen-virtio
+next_program=$out/cargo-next/xen-virtio
 test_programs=$out/cargo-tests/$rust_target/fuzz
 debian_rust=$cache/rust-debian
 # A vhost-user backend of others.
@@ -18,6 +19,17 @@ build_program() {
 
 # build_program_in TARGET-DIRECTORY LOG: of the sources in $repo.
 build_program_in() { cross_cargo "$2" build --target-dir "$1" --release --locked -p xen-virtio; }
+
+# Whether a case upgrades to it.
+wants_next_version=no
+
+# The same sources as another version. Cargo keeps apart what a wrapper has compiled, but for the program itself: to be
+# called before build_program.
+build_next_version() {
+    say "building xen-virtio for arm64 once more, as another version"
+    RUSTC_WORKSPACE_WRAPPER=$lab/host/as-next-version build_program_in "$out/cargo" "$out/build/cargo-next.log"
+    install -D "$program" "$next_program"
+}
 
 # Those of our programs that play somebody's part, and that a case runs: hostile-guest in guests, taken-over in Dom0.
 wanted_test_programs=()
