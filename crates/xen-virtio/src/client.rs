@@ -49,7 +49,7 @@ pub fn operate(directory: &Path, question: &Question) -> anyhow::Result<()> {
 /// None runs there, it does not answer, or that program cannot take its place.
 pub fn upgrade(directory: &Path, binary: &Path) -> anyhow::Result<String> {
     ask::<Result<String, String>>(directory, &Question::Upgrade { binary: binary.to_owned() })?
-        .map_err(|why| anyhow!(why))
+        .map_err(|why| anyhow!(why).context("Nothing was changed"))
 }
 
 fn ask<A: DeserializeOwned>(directory: &Path, question: &Question) -> anyhow::Result<A> {

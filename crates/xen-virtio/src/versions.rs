@@ -50,8 +50,8 @@ impl Versions {
             }
         };
         Err(format!(
-            "xen-virtio {program} cannot go on with guests of {PROGRAM}: {what}. Nothing was changed. Shut the guests \
-             down before you install it, or install a version between the two first"
+            "xen-virtio {program} cannot go on with guests of {PROGRAM}: {what}. Shut the guests down before \
+             you install it, or install a version between the two first"
         ))
     }
 }
@@ -88,7 +88,7 @@ mod tests {
             (Versions { record: vec![], ..later }, "records"),
         ] {
             let why = other.follow_this_program().unwrap_err();
-            assert!(why.contains("9.0.0") && why.contains(named) && why.contains("Nothing was changed"), "{why}");
+            assert!(why.contains("9.0.0") && why.contains(named), "{why}");
         }
     }
 }
