@@ -14,6 +14,7 @@ build_lab() {
         build_xen
         build_dom0
         if has_flask; then build_driver_domain; fi
+        if has_systemd; then add_systemd; fi
     done
     if [[ $wants_next_version == yes ]]; then build_next_version; fi
     build_program
@@ -55,6 +56,7 @@ fill_share() {
     for name in guest guest-fio guest-net guest-all; do
         { pack_scripts "$lab"/cases/*.sh && cat "$out/$name.cpio"; } >"$share/$name.cpio"
     done
+    if has_systemd; then cp "$repo/guest-config/xen-virtio.service" "$share/"; fi
     if has_flask; then
         cp "$driver_domain_files"/*.cfg "$share/"
         { pack_driver_domain && cat "$driver_domain_initrd"; } >"$share/driver-domain.cpio"
@@ -116,7 +118,7 @@ boot() {
         -kernel "$xen_image" \
         -append "dom0_mem=1536M dom0_max_vcpus=2 console=dtuart loglvl=info guest_loglvl=info bootscrub=0" \
         -device "guest-loader,addr=0x49000000,kernel=$dom0_kernel,bootargs=console=hvc0 rdinit=/init quiet maxcpus=1 lab.script=$script" \
-        -device "guest-loader,addr=0x50000000,initrd=$dom0_initrd" \
+        -device "guest-loader,addr=0x50000000,initrd=$booted_initrd" \
         -fsdev "local,id=lab,path=$share,security_model=none" \
         -device virtio-9p-device,fsdev=lab,mount_tag=lab \
         "$@" </dev/null

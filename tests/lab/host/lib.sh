@@ -12,8 +12,9 @@ cache=${XEN_VIRTIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xen-virtio}
 # The Xens that the lab knows, each a hypervisor with Dom0's tools of the same version: that of
 # Debian 12, whose libxl knows virtio disks only, and that of Debian 13, which has virtio=[...];
 # this again with a policy, as driver domains need it. What follows on "4.20" is too much for one
-# machine; a second one has the cases in which things end.
-all_series=(4.17 4.20 4.20-ends 4.20-flask)
+# machine; a second one has the cases in which things end. Two more have systemd as Dom0's first process,
+# that of the same Debian.
+all_series=(4.17 4.17-systemd 4.20 4.20-ends 4.20-flask 4.20-systemd)
 cross=aarch64-linux-gnu-
 
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
@@ -21,7 +22,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 # Loads what builds and boots the lab.
 load_parts() {
     local part
-    for part in apt xen linux rootfs driver-domain cross revision boot; do
+    for part in apt xen linux rootfs driver-domain systemd cross revision boot; do
         # shellcheck source=/dev/null
         source "$lab/host/$part.sh"
     done
@@ -31,14 +32,17 @@ load_parts() {
 use_xen() {
     xen_series=$1
     xen_version=${1%%-*}
-    case $1 in
+    [[ " ${all_series[*]} " == *" $1 "* ]] || die "the lab has no Xen $1, but: ${all_series[*]}"
+    case $xen_version in
     4.17) xen_release=bookworm ;;
-    4.20 | 4.20-ends | 4.20-flask) xen_release=trixie ;;
-    *) die "the lab has no Xen $1, but: ${all_series[*]}" ;;
+    4.20) xen_release=trixie ;;
     esac
     series_out=$out/$1
-    xen_image=$out/xen-${1%-ends}
+    xen_image=$out/xen-$xen_version
+    if has_flask; then xen_image=$xen_image-flask; fi
     dom0_initrd=$out/dom0-$xen_version.cpio
+    booted_initrd=$dom0_initrd
+    if has_systemd; then booted_initrd=$out/dom0-$xen_series.cpio; fi
     # The directory that Dom0 sees as /lab.
     share=$series_out/share
     logs=$share/logs
@@ -49,6 +53,8 @@ use_xen() {
 
 # Whether the Xen in use has the policy of guest-config/driver-domain.
 has_flask() { [[ $xen_series == *-flask ]]; }
+# Whether Dom0's first process is systemd there.
+has_systemd() { [[ $xen_series == *-systemd ]]; }
 
 say() { printf '%s\n' "lab: $*" >&2; }
 
