@@ -1,16 +1,17 @@
 # Guests with every kind of device come and go: destroyed before they run, while they boot, amid
-# I/O, after a reboot that was asked of them and after a crash that leaves them to be looked at,
-# each at a random moment. However often, the broker has as many descriptors and mappings as before,
-# and it takes as much memory, and Xen has as much. `make soak` has 200 of them.
+# I/O, after a reboot that was asked of them, after a crash that leaves them to be looked at, and
+# while they shut down or their worker is being killed, each at a random moment. However often, the
+# broker has as many descriptors and mappings as before, and it takes as much memory, and Xen has as
+# much. `make soak` has 200 of them.
 # shellcheck shell=sh
 
-ends="paused booting busy rebooted crashed"
+ends="paused booting busy rebooted crashed ending"
 
 # Of the guests that come first: what they make the broker and Dom0 keep, is kept once.
-warm_up=5
+warm_up=6
 
 dom0() {
-    cycles=${CYCLES:-5}
+    cycles=${CYCLES:-6}
     # shellcheck disable=SC3028 # busybox has it, and takes a seed
     RANDOM=${SEED:-1}
     new_bridge lab 192.168.77.1/24
@@ -23,7 +24,7 @@ dom0() {
 
 some_cycles() {
     for cycle in $(seq "$1" "$2"); do
-        one_cycle "$(echo "$ends" | cut -d ' ' -f "$((cycle % 5 + 1))")"
+        one_cycle "$(echo "$ends" | cut -d ' ' -f "$((cycle % 6 + 1))")"
     done
 }
 
@@ -51,8 +52,10 @@ one_cycle() {
         wait_until 60 has_crashed || fail "$name does not crash: $(xl list)"
         a_while
         ;;
+    ending) begin_to_end ;;
     esac
-    check destroy "$name"
+    # One that shuts down may be gone by now, or its own xl is destroying it.
+    destroy "$name" || { [ "$1" = ending ] && wait_until 20 is_gone "$name"; } || fail "$name, which was $1, cannot be destroyed: $(xl list)"
     wait_until 20 no_workers || fail "the worker outlives $name, which was $1: $(worker_pids)"
     wait_until 10 no_zombies || fail "$name, which was $1, cannot die: $(xl list)"
     is_gone "$name" || fail "$name, which was $1, is back: $(xl list)"
@@ -78,6 +81,15 @@ END
 # shellcheck disable=SC3028
 a_while() { sleep "$((RANDOM % 2)).$((RANDOM % 10))"; }
 
+# The guest begins to shut down, or somebody kills its worker soon, maybe while xl destroys it, or both.
+# shellcheck disable=SC3028
+begin_to_end() {
+    ending=$((RANDOM % 3)) kill_after=$((RANDOM % 3)).$((RANDOM % 10)) worker=$(worker_pids)
+    [ "$ending" -eq 0 ] || check xl shutdown "$name"
+    [ "$ending" -eq 1 ] || { sleep "$kill_after" && kill -KILL "$worker"; } &
+    sleep "$((RANDOM % 3)).$((RANDOM % 10))"
+}
+
 is_another() { now=$(domid "$name" 2>/dev/null) && [ "$now" != "$first" ]; }
 
 has_crashed() { xl list "$name" | grep -q -- '---s'; }
@@ -88,11 +100,11 @@ take_stock() {
     resident=$(daemon_resident)
     memory=$(free_mib)
     files=$(find /run/xen-virtio | sort)
-    echo "after $warm_up guests: $descriptors descriptors, $mappings mappings, $resident KiB; Xen has $memory MiB"
+    echo "after $warm_up guests: $descriptors descriptors, $mappings mappings, $resident KiB of its own; Xen has $memory MiB"
 }
 
 compare_stock() {
-    echo "$cycles guests later: $(daemon_fds) descriptors, $(daemon_mappings) mappings, $(daemon_resident) KiB; Xen has $(free_mib) MiB"
+    echo "$cycles guests later: $(daemon_fds) descriptors, $(daemon_mappings) mappings, $(daemon_resident) KiB of its own; Xen has $(free_mib) MiB"
     # What a device leaves is taken away beside the broker's loop.
     wait_until 30 has_what_it_had ||
         fail "the broker has $(daemon_fds) descriptors and $(daemon_mappings) mappings, and had $descriptors and $mappings: $(ls -l "/proc/$(daemon_pid)/fd")"
@@ -108,14 +120,17 @@ has_what_it_had() { [ "$(daemon_fds)" -eq "$descriptors" ] && [ "$(daemon_mappin
 # Of files and devices. How malloc cuts up its own shows in the resident memory, if it matters.
 daemon_mappings() { awk '$5 != 0' "/proc/$(daemon_pid)/maps" | wc -l; }
 
-daemon_resident() { awk '$1 == "VmRSS:" { print $2 }' "/proc/$(daemon_pid)/status"; }
+# Without pages of its program, of which it uses more when something happens to it for the first time.
+daemon_resident() { awk '$1 == "RssAnon:" { print $2 }' "/proc/$(daemon_pid)/status"; }
 
 guest_busy() {
     need_disk vda
     need_net eth0 192.168.77.2/24
     echo 1 >/proc/sys/kernel/sysrq
-    # What `xl reboot` comes to. Not while it sends: until Linux commit 0d0eff39ceb3 that may hang a guest in itself.
+    # What `xl reboot` and `xl shutdown` come to. Not while it sends: until Linux commit 0d0eff39ceb3 that may hang a
+    # guest in itself.
     trap 'ip link set eth0 down; reboot -f' TERM
+    trap 'ip link set eth0 down; poweroff -f' USR2
     for load in write flood draw; do $load >/dev/null 2>&1 & done
     say "busy"
     wait
