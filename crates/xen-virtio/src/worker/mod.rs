@@ -14,7 +14,7 @@ mod errands;
 mod interrupt;
 mod memory;
 mod orders;
-mod reach;
+pub mod reach;
 mod wiring;
 mod xen;
 

@@ -17,10 +17,17 @@ use crate::protocol::{Answer, REACHES_MAX, Unreached};
 
 /// What a device asks.
 #[derive(Debug)]
-pub(super) struct Question {
+pub struct Question {
     id: DeviceId,
     number: u32,
     then: Then,
+}
+
+impl Question {
+    /// One of this device's; `number` is as for [`Kind::reach`](virtio_backend::Kind::reach).
+    pub fn new(id: DeviceId, number: u32, then: Then) -> Self {
+        Self { id, number, then }
+    }
 }
 
 /// A device's way to ask.
@@ -33,13 +40,13 @@ pub(super) struct ThroughBroker {
 
 impl Reach for ThroughBroker {
     fn ask(&self, number: u32, then: Then) {
-        self.errands.ask(Question { id: self.id, number, then });
+        self.errands.ask(Question::new(self.id, number, then));
     }
 }
 
 /// What the devices have asked and have not been answered.
 #[derive(Default)]
-pub(super) struct Questions {
+pub struct Questions {
     /// What the broker has not heard yet.
     waiting: VecDeque<Question>,
     /// What it has, by ticket.
@@ -49,7 +56,7 @@ pub(super) struct Questions {
 
 impl Questions {
     /// Passes questions on, behind those that wait. Where there is no broker, all are answered: nothing comes of them.
-    pub(super) fn pass_on(&mut self, new: Vec<Question>, channel: Option<&Channel>) {
+    pub fn pass_on(&mut self, new: Vec<Question>, channel: Option<&Channel>) {
         self.waiting.extend(new);
         let Some(channel) = channel else { return self.give_up() };
         while self.asked.len() < REACHES_MAX {
@@ -65,7 +72,7 @@ impl Questions {
     }
 
     /// Takes the broker's answer to the question of this ticket.
-    pub(super) fn hear(&mut self, ticket: u64, outcome: Result<(), Unreached>, descriptors: Vec<OwnedFd>) {
+    pub fn hear(&mut self, ticket: u64, outcome: Result<(), Unreached>, descriptors: Vec<OwnedFd>) {
         let Some(then) = self.asked.remove(&ticket) else { return };
         then.hear(match outcome {
             Ok(()) => descriptors.into_iter().next().ok_or_else(|| ErrorKind::NotConnected.into()),
@@ -74,7 +81,7 @@ impl Questions {
     }
 
     /// Nobody answers any more what was asked.
-    pub(super) fn give_up(&mut self) {
+    pub fn give_up(&mut self) {
         // Dropped, they are answered.
         self.waiting.clear();
         self.asked.clear();
@@ -102,7 +109,7 @@ mod tests {
             let then = move |outcome: io::Result<OwnedFd>| {
                 says.send((number, outcome.map(drop).map_err(|error| error.kind()))).unwrap();
             };
-            Question { id: sample::disk("xvda").id, number, then: Then::new(then) }
+            Question::new(sample::disk("xvda").id, number, Then::new(then))
         };
         (numbers.into_iter().map(question).collect(), answered)
     }

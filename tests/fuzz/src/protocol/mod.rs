@@ -1,10 +1,13 @@
-//! What a worker says to its broker, which believes nothing of it: messages of any bytes, near those of the protocol or
-//! not, with descriptors or without.
+//! What a worker and its broker say to each other. The broker believes nothing of it: messages of any bytes, near those of
+//! the protocol or not, with descriptors or without.
 //!
 //! - The broker hears the answers that came before the first message that is none, in order and as they were sent; then
 //!   the worker is killed. The last that is heard of it is that it has ended.
 //! - What the broker makes of answers is bounded: a guest's devices are those that the toolstack asked for, each has at
 //!   most one way on at a time, and a worker that says anything at all never has one told to be served twice.
+//! - What the worker's devices ask, and what the broker says to that: see `questions`.
+
+mod questions;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,6 +61,7 @@ enum Kind {
     Holds(u8),
     HandedOver,
     Report(Vec<(u8, String, u64)>),
+    Reach(u8, u64, u32),
 }
 
 /// What else happens to a guest.
@@ -88,6 +92,7 @@ impl Kind {
             Self::Operated(device, outcome) => Answer::Operated { id: id(device), outcome },
             Self::Holds(device) => Answer::Holds { id: id(device) },
             Self::HandedOver => Answer::HandedOver,
+            Self::Reach(device, ticket, number) => Answer::Reach { id: id(device), ticket, number },
             Self::Report(devices) => {
                 let device = |(device, state, value): (u8, String, u64)| DeviceReport {
                     id: id(device),
@@ -140,9 +145,10 @@ impl Said {
 /// The broker has heard something else, or made something of it that must not be.
 pub fn run(bytes: &[u8]) {
     let mut source = Unstructured::new(bytes);
-    match bool::arbitrary(&mut source) {
-        Ok(true) => listen(&mut source),
-        Ok(false) => live(&mut source),
+    match u8::arbitrary(&mut source).map(|which| which % 3) {
+        Ok(0) => live(&mut source),
+        Ok(1) => listen(&mut source),
+        Ok(_) => questions::run(&mut source),
         Err(_) => {}
     }
 }
