@@ -379,13 +379,33 @@ fn padded(serial: &str) -> Result<[u8; SERIAL_LEN], PlanError> {
 
 #[cfg(test)]
 mod tests {
+    use virtio_backend::Kind;
+
     use super::*;
+    use crate::Disk;
 
     #[test]
     fn a_serial_of_twenty_characters_fills_the_field_and_one_more_is_refused() {
         assert_eq!(padded("0123456789abcdefghij").unwrap(), *b"0123456789abcdefghij");
         assert_eq!(padded("vol-1").unwrap(), *b"vol-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         assert!(padded("0123456789abcdefghijk").is_err());
+    }
+
+    #[test]
+    fn what_an_operator_cannot_have_is_refused_with_the_key() {
+        let refused = |config: Config| Disk::check(&config).unwrap_err().to_string();
+        let written = || Config { image: "/dev/vg/web".into(), ..Config::default() };
+        let topology = crate::Topology::default();
+        let kinds = [
+            (Config { poll_us: MAX_POLL_US + 1, ..written() }, "poll_us"),
+            (Config { found: Some(Found::Device(topology)), ..written() }, "found"),
+            (Config { image: "nbd://192.0.2.1/web".into(), format: Format::Qcow2, ..written() }, "--format=qcow2"),
+        ];
+        for (config, named) in kinds {
+            let error = refused(config);
+            assert!(error.contains(named), "{error}");
+        }
+        assert!(Disk::check(&written()).is_ok());
     }
 
     #[test]

@@ -203,3 +203,27 @@ pub(crate) fn token(key: Key) -> u64 {
 pub(crate) fn key(token: u64) -> Key {
     KeyData::from_ffi(token).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_the_guest_uses_already_is_passed_over_and_the_first_comes_after_the_last() {
+        let mut table = Table::new().unwrap();
+        let (start, end) = (HOST_PORTS.start, HOST_PORTS.end);
+        // The guest may name any port of the host's as it likes.
+        for host in [end - 1, start, start + 1] {
+            table.add(Phase::Established, Some(Ports { host, guest: 7 }));
+        }
+        table.last_port = end - 3;
+        let mut named = |guest| {
+            let key = table.add(Phase::Offered, None);
+            table.name(key, guest);
+            let ports = table.get(key).unwrap().ports;
+            assert_eq!((table.find(ports), ports.guest), (Some(key), guest));
+            ports.host
+        };
+        assert_eq!([named(7), named(7), named(8), named(7)], [end - 2, start + 2, start + 3, start + 4]);
+    }
+}

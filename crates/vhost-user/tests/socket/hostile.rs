@@ -73,6 +73,8 @@ fn g09_messages_that_are_none_end_the_connection() {
         ("a log", request(FrontendReq::SET_LOG_BASE, &[0; 16])),
         ("postcopy", request(FrontendReq::POSTCOPY_ADVISE, &[])),
         ("a table of in-flight requests", request(FrontendReq::GET_INFLIGHT_FD, &[0; 24])),
+        ("a protocol feature that was not offered", request(FrontendReq::SET_PROTOCOL_FEATURES, &u64s(1 << 1))),
+        ("a place that no ring has", request(FrontendReq::SET_VRING_BASE, &u64s(1 << 48))),
     ];
     for (what, bytes) in kinds {
         let socket = service.connect();
