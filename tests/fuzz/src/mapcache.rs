@@ -349,7 +349,8 @@ impl Machine {
     }
 
     fn set(&mut self, at: u64, bytes: &[u8]) {
-        for (at, byte) in (at..).zip(bytes) {
+        // In this order nothing is counted beyond the last address.
+        for (byte, at) in bytes.iter().zip(at..) {
             let (page, offset) = ((at - BANK) / PAGE_SIZE, (at - BANK) % PAGE_SIZE);
             self.contents[self.pages[&page] as usize][offset as usize] = *byte;
         }

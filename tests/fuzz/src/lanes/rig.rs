@@ -179,10 +179,13 @@ impl Rig {
     /// Makes a chain available of `bytes` to be read and `room` to be written, if there is place for it; says where its
     /// room is.
     pub(crate) fn offer(&mut self, queue: usize, bytes: &[u8], room: usize, buffer: Buffer) -> Option<(u16, usize)> {
-        let (data, end) = (self.free, self.free + bytes.len() + room + 32);
+        let data = self.free;
         let mut parts = cut(data, bytes.len(), buffer.cuts % 4, 0);
         let at = data + bytes.len() + 16;
         parts.extend(cut(at, room, buffer.cuts / 4 % 4, WRITE));
+        // A table of its own, as chains that wait need theirs.
+        let table = (at + room + 16).next_multiple_of(16);
+        let end = if buffer.indirect { table + 16 * parts.len() } else { table };
         let slots = if buffer.indirect { 1 } else { parts.len() as u16 };
         let slot = self.queues[queue].slot;
         let waiting = self.memory.u16_at(0x1000 * queue + AVAILABLE + 2).wrapping_sub(self.queues[queue].used);
@@ -193,7 +196,7 @@ impl Rig {
         self.memory.write(data, bytes);
         let start = 0x1000 * queue;
         let (place, first) = match buffer.indirect {
-            true => (table((queue * 4) as u8 + slot as u8 % 4), 0),
+            true => (table, 0),
             false => (start + 16 * usize::from(slot), slot),
         };
         for (number, &(at, len, flags)) in parts.iter().enumerate() {
@@ -208,7 +211,7 @@ impl Rig {
         }
         self.publish(queue, slot);
         self.queues[queue].slot += slots;
-        self.free = end.next_multiple_of(16);
+        self.free = end;
         Some((slot, at))
     }
 
