@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
 
+use std::os::fd::OwnedFd;
 use std::process::{Command, Output, Stdio};
 
+use xen_virtio::channel::Channel;
+use xen_virtio::protocol::{Order, VERSION};
 use xen_virtio::versions::Versions;
 
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xen-virtio"));
+    command.args(arguments).env_remove("XEN_VIRTIO_LOG");
+    command
+}
+
 fn xen_virtio(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xen-virtio"))
-        .args(arguments)
-        .env_remove("XEN_VIRTIO_LOG")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    command(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 fn words(output: &[u8]) -> String {
@@ -120,4 +124,22 @@ fn a_worker_started_by_hand_says_that_it_is_not_meant_to_be() {
 
     assert_eq!(output.status.code(), Some(1));
     assert!(words(&output.stderr).contains("for `xen-virtio serve` to start"), "{}", words(&output.stderr));
+}
+
+#[test]
+fn a_worker_that_is_not_begun_as_by_its_own_broker_ends_in_words() {
+    let start = |version| Order::Start { version, domid: 7, former: None };
+    let kinds = [
+        (Order::Stop, "did not begin with whom to serve"),
+        (start(VERSION + 1), "restart xen-virtio"),
+        (start(VERSION), "sent no Xen devices"),
+    ];
+    for (first, words_said) in kinds {
+        let (here, there) = Channel::pair().unwrap();
+        here.send(&first, &[]).unwrap();
+        let output = command(&["worker"]).stdin(OwnedFd::from(there)).output().unwrap();
+
+        assert_eq!(output.status.code(), Some(1), "{first:?}");
+        assert!(words(&output.stderr).contains(words_said), "{first:?}: {}", words(&output.stderr));
+    }
 }

@@ -389,6 +389,24 @@ fn what_an_operator_asks_is_answered_by_the_device() {
 }
 
 #[test]
+fn orders_that_no_broker_gives_cost_no_device() {
+    let worker = Running::start();
+    let image = image();
+    let id = disk_id(XVDA);
+    worker.tell(&Order::Reserve { id, place: place(BASE_A) });
+
+    let twice = reason(worker.order(&Order::Reserve { id: disk_id(XVDB), place: place(BASE_A) }, &[]));
+    worker.tell(&Order::Start { version: VERSION, domid: DOMID + 1, former: None });
+    let no_record = reason(worker.order(&Order::GiveUp { id, place: place(BASE_A) }, &[]));
+
+    assert!(twice.contains("overlaps"), "{twice}");
+    assert!(no_record.contains("No record"), "{no_record}");
+    assert_eq!(worker.attach(XVDA, BASE_A, &[image.as_fd()]), Answer::Attached { id });
+    worker.domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap());
+    assert_eq!(std::fs::read(image.path()).unwrap()[0], 3);
+}
+
+#[test]
 fn e13_a_disk_has_the_size_of_its_image_when_the_operator_says_so() {
     let worker = Running::start();
     let image = image();
