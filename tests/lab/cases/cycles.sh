@@ -54,8 +54,8 @@ one_cycle() {
         ;;
     ending) begin_to_end ;;
     esac
-    # One that shuts down may be gone by now, or its own xl is destroying it.
-    destroy "$name" || { [ "$1" = ending ] && wait_until 20 is_gone "$name"; } || fail "$name, which was $1, cannot be destroyed: $(xl list)"
+    # One that shuts down may be gone by now. And its own xl may be destroying it: for that, or as it does not come to be anew.
+    destroy "$name" || wait_until 20 is_gone "$name" || fail "$name, which was $1, cannot be destroyed: $(xl list)"
     wait_until 20 no_workers || fail "the worker outlives $name, which was $1: $(worker_pids)"
     wait_until 10 no_zombies || fail "$name, which was $1, cannot die: $(xl list)"
     is_gone "$name" || fail "$name, which was $1, is back: $(xl list)"
