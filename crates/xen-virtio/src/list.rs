@@ -111,7 +111,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::broker::control::GuestListing;
+    use crate::broker::control::{GuestListing, listed};
 
     fn disk() -> DeviceListing {
         DeviceListing {
@@ -179,18 +179,7 @@ mod tests {
 
     #[test]
     fn a_device_of_which_nothing_is_known_yet_is_shown_by_its_place() {
-        let unknown = DeviceListing {
-            model: None,
-            name: None,
-            host_end: None,
-            grants: None,
-            base: None,
-            irq: None,
-            driver: None,
-            state: "failed".into(),
-            counters: BTreeMap::new(),
-            ..disk()
-        };
+        let unknown = listed("virtio_disk/51712", "failed");
 
         assert!(table(&guest("web", unknown)).contains("  virtio_disk/51712: failed\n"));
     }
