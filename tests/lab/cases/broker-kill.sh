@@ -42,9 +42,7 @@ END
 
     for name in one two; do
         fio_ends_well "$name"
-        in_guest "$name" 'dmesg' >"/lab/logs/dmesg-$name.log"
-        ! grep -iE 'i/o error|blocked for more|stall|hung|virtio.*(fail|broken|error)|reset|watchdog' "/lab/logs/dmesg-$name.log" >/run/noticed ||
-            fail "the kernel of $name noticed: $(cat /run/noticed)"
+        noticed_nothing "$name"
         [ "$(in_guest "$name" 'drop_caches; sum_of /dev/vda')" = "$(sum_of "/run/disks/$name")" ] ||
             fail "$name reads something else than the image holds"
     done

@@ -60,8 +60,6 @@ END
     not_confined_if_told_so
 }
 
-is_followed() { next=$(worker_pids) && [ -n "$next" ] && [ "$next" != "$worker" ]; }
-
 # For debugging, and never in silence.
 not_confined_if_told_so() {
     restart_daemon --no-sandbox

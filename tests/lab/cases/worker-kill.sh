@@ -29,7 +29,7 @@ dom0() {
     echo "$(counter restarts) restarts"
     [ "$(counter restarts)" -eq "$kills" ] || fail "there were $kills kills: $(xen-virtio list)"
     all_devices_work
-    nothing_was_noticed
+    noticed_nothing kill
 
     in_guest kill 'start_fio vda vdb'
     is_not_saved
@@ -80,8 +80,6 @@ kill_one() {
     sleep "0.$((RANDOM % 8))"
 }
 
-is_followed() { next=$(worker_pids) && [ -n "$next" ] && [ "$next" != "$worker" ]; }
-
 # Each is used, and what went through it while workers were killed is whole.
 all_devices_work() {
     [ "$(in_guest kill 'drop_caches; sum_of /dev/vda')" = "$(sum_of /run/disks/cached)" ] || fail "the guest reads something else from vda than the image holds"
@@ -97,12 +95,6 @@ all_devices_work() {
     socat "UNIX-LISTEN:/run/xen-virtio/vsock/kill.sock_1234" EXEC:cat &
     in_guest kill 'echo_of "socat -t 60 - VSOCK-CONNECT:2:1234"'
     log_in kill
-}
-
-nothing_was_noticed() {
-    in_guest kill 'dmesg' >/lab/logs/dmesg-kill.log
-    ! grep -iE 'i/o error|blocked for more|stall|hung|virtio.*(fail|broken|error)|reset|watchdog' /lab/logs/dmesg-kill.log >/run/noticed ||
-        fail "the guest's kernel noticed: $(cat /run/noticed)"
 }
 
 # xl has no way to save a guest on Arm; one that it is asked to save goes on.

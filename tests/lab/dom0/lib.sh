@@ -244,6 +244,9 @@ log_in() {
     exec 5>&-
 }
 
+# Whether another worker runs than $worker; it is $next.
+is_followed() { next=$(worker_pids) && [ -n "$next" ] && [ "$next" != "$worker" ]; }
+
 sees() { grep -q "$1" /run/seen; }
 has_ended() { ! kill -0 "$1" 2>/dev/null; }
 
@@ -264,6 +267,13 @@ fio_ends_well() {
 }
 
 fio_has_ended() { ask "$1" '[ -e /tmp/fio-ended ]'; }
+
+# noticed_nothing GUEST: whether its kernel has seen nothing amiss with its devices; what it has said is among the logs.
+noticed_nothing() {
+    in_guest "$1" 'dmesg' >"/lab/logs/dmesg-$1.log"
+    ! grep -iE 'i/o error|blocked for more|stall|hung|virtio.*(fail|broken|error)|reset|watchdog' "/lab/logs/dmesg-$1.log" >/run/noticed ||
+        fail "the kernel of $1 noticed: $(cat /run/noticed)"
+}
 
 is_listed() { xl list "$1" >/dev/null 2>&1; }
 is_gone() { ! is_listed "$1"; }
