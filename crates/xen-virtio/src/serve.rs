@@ -41,13 +41,13 @@ pub fn run(options: &Serve) -> Result<(), Failure> {
     // Waits for what is being done beside the loop.
     drop(runtime);
     match successor {
-        Some(program) => Err(become_program(&program).into()),
+        Some((program, store)) => Err(become_program(&program, &store).into()),
         None => Ok(()),
     }
 }
 
-/// Serves until stopped; for another program to take over, if one is given.
-async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
+/// Serves until stopped; for another program to take over, if one is given, with what is kept.
+async fn serve(options: &Serve) -> Result<Option<(PathBuf, FdStore)>, Failure> {
     reap_inherited().context("Cannot catch signals")?;
     let toolstack = match &options.static_file {
         Some(file) => Toolstack::Static(Fixed::load(file).map_err(anyhow::Error::from)?),
@@ -66,12 +66,13 @@ async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
     });
     let spawner = OwnBinary::new(&options.log, directory, options.uid_base());
     let kind = options.only.as_deref();
+    let store = FdStore::of_this_process()?;
     let settings = Settings {
         directories: Directories { configurations: options.guests.clone(), runtime: directory.clone() },
         only: Model::kinds_with_id().find(|(name, _)| Some(*name) == kind).map(|(_, id)| id),
         closing_patience: CLOSING_PATIENCE,
         deaths_per_minute: options.restarts,
-        store: FdStore::of_this_process()?,
+        store: store.clone(),
     };
     let ended = Broker::run(toolstack, spawner, settings, for_broker, announce_ready).await;
     let End { left, successor } = ended.context("Cannot watch xenstore")?;
@@ -79,7 +80,7 @@ async fn serve(options: &Serve) -> Result<Option<PathBuf>, Failure> {
         tracing::warn!(name: "broker.left", guests = ?left,
             "Stopped; these guests' devices go on working, each served by its worker until the guest ends");
     }
-    Ok(successor)
+    Ok(successor.map(|program| (program, store)))
 }
 
 /// Connects to xenstored, and says from where.

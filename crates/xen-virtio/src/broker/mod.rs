@@ -155,8 +155,6 @@ impl<S: Spawner> Broker<S> {
                     }
                     Request::Stop => return Ok(End { left: broker.in_use(), successor: None }),
                     Request::MakeWay(successor) => {
-                        // It keeps anew what it goes on with: it is not told what is kept.
-                        broker.settings.store.retain(|_| false);
                         return Ok(End { left: broker.in_use(), successor: Some(successor) });
                     }
                 },

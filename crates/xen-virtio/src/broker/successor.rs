@@ -1,19 +1,20 @@
 //! The program that takes this one's place, guests running: asked whether it can, and become.
 //!
 //! The process stays the same, so neither the service manager nor its children notice. Workers see their broker gone, and the
-//! next one come, as after any [end](super::takeover) of a broker.
+//! next one come, as after any [end](super::takeover) of a broker. What the service manager [keeps](FdStore) it is told of by us.
 
 use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{self, Stdio};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::store::{FdStore, HANDED};
 use crate::versions::Versions;
 
 /// How long it may take to say what it can; it needs milliseconds.
@@ -59,21 +60,28 @@ async fn ask_with(binary: &Path, arguments: Vec<OsString>) -> Result<String, Str
     versions.follow_this_program().map(|()| versions.program)
 }
 
-/// Becomes that program, or if this fails the one that it is, from the beginning. Comes back only if neither can be had.
-pub(crate) fn become_program(binary: &Path) -> anyhow::Error {
+/// Becomes that program, or if this fails the one that it is, from the beginning, and hands on what is kept. Comes back only
+/// if neither can be had.
+pub(crate) fn become_program(binary: &Path, store: &FdStore) -> anyhow::Error {
     tracing::info!(name: "broker.replaced", program = %binary.display(), "Another xen-virtio takes this one's place");
-    let error = exec(binary);
+    let error = exec(binary, store);
     tracing::error!(name: "broker.not_replaced", program = %binary.display(), %error,
         "It cannot be started; beginning anew as before");
-    anyhow!(exec(Path::new(OWN_BINARY))).context("Cannot begin anew; the guests are left to their workers")
+    anyhow!(exec(Path::new(OWN_BINARY), store)).context("Cannot begin anew; the guests are left to their workers")
 }
 
-fn exec(binary: &Path) -> std::io::Error {
+fn exec(binary: &Path, store: &FdStore) -> std::io::Error {
     let mut arguments = env::args_os();
     let mut command = std::process::Command::new(binary);
     command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-    for variable in LISTEN_VARIABLES {
+    for variable in LISTEN_VARIABLES.into_iter().chain([HANDED]) {
         command.env_remove(variable);
+    }
+    match store.hand_on() {
+        Ok(None) => {}
+        Ok(Some(kept)) => drop(command.stdin(kept).env(HANDED, process::id().to_string())),
+        Err(error) => tracing::warn!(name: "broker.not_handed_on", error = format!("{error:#}"),
+            "Only when the service is started again will it be known what the service manager keeps"),
     }
     command.exec()
 }
@@ -144,7 +152,7 @@ mod tests {
             return;
         }
         fs::write(anew, "").unwrap();
-        panic!("{:#}", become_program(Path::new(&program)));
+        panic!("{:#}", become_program(Path::new(&program), &FdStore::new(None, Vec::new())));
     }
 
     /// What a process says that was to become this program; and its number.
