@@ -22,7 +22,7 @@ pub(crate) mod successor;
 mod takeover;
 pub mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -110,7 +110,8 @@ pub struct Broker<S> {
     prepared: mpsc::Sender<(Node, anyhow::Result<Prepared>)>,
     /// Where workers' words come in, each with its guest.
     heard: mpsc::Sender<(u16, Heard)>,
-    /// Where it is told that nothing is left on the host of a device that is closed.
+    /// Closed devices of which something is left on the host, and where it is told that nothing is any more.
+    clearing: BTreeSet<Node>,
     cleared: mpsc::Sender<Node>,
 }
 
@@ -134,7 +135,8 @@ impl<S: Spawner> Broker<S> {
         let (heard, mut from_workers) = mpsc::channel(QUEUE);
         let (cleared, mut from_clearing) = mpsc::channel(QUEUE);
         let guests = BTreeMap::new();
-        let mut broker = Self { toolstack, spawner, settings, guests, prepared, heard, cleared };
+        let mut broker =
+            Self { toolstack, spawner, settings, guests, prepared, heard, clearing: BTreeSet::new(), cleared };
         let mut edits = Edits::of(&broker.settings.directories.configurations);
         broker.take_over_all().await;
         broker.look_at_once().await;
@@ -147,7 +149,10 @@ impl<S: Spawner> Broker<S> {
                 Some((node, prepared)) = from_preparation.recv() => broker.take_prepared(node, prepared).await,
                 Some((domid, heard)) = from_workers.recv() => broker.hear(domid, heard).await,
                 guest = edits.next() => broker.say_edited(&guest),
-                Some(node) = from_clearing.recv() => broker.publish(node, News::Closed).await,
+                Some(node) = from_clearing.recv() => {
+                    broker.clearing.remove(&node);
+                    broker.publish(node, News::Closed).await;
+                }
                 Some(request) = requests.recv() => match request {
                     Request::List(reply) => broker.list(reply),
                     Request::Operate { guest, device, operation, reply } => {
@@ -269,12 +274,16 @@ impl<S: Spawner> Broker<S> {
                 if let Some(served) = self.guests.get_mut(&domid).and_then(|guest| guest.devices.remove(&id)) {
                     // What it has open goes before anybody hears that it is closed.
                     let device = served.device;
+                    self.clearing.insert(node);
                     let (store, cleared) = (self.settings.store.clone(), self.cleared.clone());
                     tokio::spawn(async move {
                         clear(store, domid, device).await;
                         // No receiver means that the broker has ended.
                         let _ = cleared.send(node).await;
                     });
+                }
+                // It is seen once more before that.
+                if self.clearing.contains(&node) {
                     return;
                 }
                 tracing::info!(name: "broker.closed", domid, device = %id, "The device is closed");
