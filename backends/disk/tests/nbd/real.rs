@@ -12,15 +12,6 @@ use crate::servers::{Server, is_open};
 
 const MIB: usize = 1 << 20;
 
-/// Whether `program` is to be had; says so if not.
-fn has(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").output().is_ok();
-    if !there {
-        eprintln!("skipped: there is no {program} here");
-    }
-    there
-}
-
 fn image(folder: &Path, len: usize) -> String {
     let path = folder.join("disk.img");
     std::fs::write(&path, pattern(len, 1)).unwrap();
@@ -31,7 +22,7 @@ fn image(folder: &Path, len: usize) -> String {
 fn what_is_written_is_in_the_server_s_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(folder.path(), MIB);
-    let Some(server) = Server::nbdkit(&["file", &path]) else { return };
+    let server = Server::nbdkit(&["file", &path]);
     for cache in [Cache::Writeback, Cache::Writethrough] {
         let rig = rig(&Config { cache, ..config(&server.image("")) });
         assert_eq!(rig.read(40, 8).data, pattern(MIB, 1)[40 * SECTOR..48 * SECTOR]);
@@ -53,7 +44,7 @@ fn what_is_written_is_in_the_server_s_file() {
 fn requests_of_32_mib_go_both_ways() {
     // As the server likes them, in pieces of 64 KiB, and in pieces with an end that is not round.
     for filter in [&[][..], &["--filter=blocksize-policy", "blocksize-maximum=64K", "blocksize-error-policy=error"]] {
-        let Some(server) = Server::nbdkit(&[&["memory", "40M"], filter].concat()) else { return };
+        let server = Server::nbdkit(&[&["memory", "40M"], filter].concat());
         let rig = rig(&config(&server.image("")));
         let data: Vec<u8> = (0..32 * MIB).map(|at| (at / 7) as u8 ^ (at >> 12) as u8).collect();
         write_large(&rig, 2048, &data);
@@ -66,7 +57,7 @@ fn requests_of_32_mib_go_both_ways() {
 #[test]
 fn requests_overtake_each_other() {
     // 85 requests of three descriptors are a full queue.
-    let Some(server) = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=20ms"]) else { return };
+    let server = Server::nbdkit(&["--filter=delay", "memory", "1M", "rdelay=20ms"]);
     let rig = rig(&config(&server.image("")));
     for request in 0..85 {
         rig.memory.write(crate::disk::buffer(request), &pattern(SECTOR, request as u8));
@@ -87,7 +78,7 @@ fn requests_overtake_each_other() {
 
 #[test]
 fn a_queue_of_256_requests_is_worked() {
-    let Some(server) = Server::nbdkit(&["memory", "1M"]) else { return };
+    let server = Server::nbdkit(&["memory", "1M"]);
     let rig = rig(&config(&server.image("")));
     // Of one indirect descriptor each, so that there may be as many as the queue has.
     let table = |request: u16| DATA + (8 << 20) + 64 * u64::from(request);
@@ -112,7 +103,7 @@ fn a_queue_of_256_requests_is_worked() {
 
 #[test]
 fn two_queues_have_a_connection_each_and_see_each_other_s_writes() {
-    let Some(server) = Server::nbdkit(&["memory", "1M"]) else { return };
+    let server = Server::nbdkit(&["memory", "1M"]);
     let device = make(&Config { queues: Some(2), ..config(&server.image("")) }).unwrap();
     assert_eq!(device.identity().queue_sizes.len(), 2);
     let (first, second) = (lane(&device, 0), lane(&device, 1));
@@ -128,9 +119,7 @@ fn two_queues_have_a_connection_each_and_see_each_other_s_writes() {
 #[test]
 fn what_the_server_fails_is_an_error_of_the_request() {
     let filter = ["--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%"];
-    let Some(server) = Server::nbdkit(&[&filter[..], &["error-zero=EIO", "error-zero-rate=100%"]].concat()) else {
-        return;
-    };
+    let server = Server::nbdkit(&[&filter[..], &["error-zero=EIO", "error-zero-rate=100%"]].concat());
     let rig = rig(&config(&server.image("")));
     assert_eq!(rig.write(0, &[1; SECTOR]), IOERR);
     assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(0, 8, 0)), IOERR);
@@ -140,7 +129,7 @@ fn what_the_server_fails_is_an_error_of_the_request() {
 
 #[test]
 fn zeroes_are_written_where_the_server_cannot_make_them() {
-    let Some(server) = Server::nbdkit(&["--filter=nozero", "memory", "1M", "zeromode=none"]) else { return };
+    let server = Server::nbdkit(&["--filter=nozero", "memory", "1M", "zeromode=none"]);
     let rig = rig(&Config { cache: Cache::Writethrough, ..config(&server.image("")) });
     assert_eq!(rig.write(0, &pattern(64 * SECTOR, 2)), OK);
     assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(8, 8, 0)), OK);
@@ -152,9 +141,6 @@ fn zeroes_are_written_where_the_server_cannot_make_them() {
 
 #[test]
 fn a_server_on_tcp_is_reached() {
-    if !has("nbdkit") {
-        return;
-    }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let arguments =
         ["--foreground", "--exit-with-parent", "--ipaddr=127.0.0.1", &format!("--port={port}"), "memory", "1M"];
@@ -175,7 +161,7 @@ fn an_export_is_found_by_its_name() {
         std::fs::write(folder.path().join(name), pattern(MIB, seed)).unwrap();
     }
     let directory = format!("dir={}", folder.path().display());
-    let Some(server) = Server::nbdkit(&["file", &directory]) else { return };
+    let server = Server::nbdkit(&["file", &directory]);
     for (name, seed) in [("alpha", 1), ("beta", 2)] {
         let rig = rig(&config(&server.image(name)));
         assert_eq!(rig.read(9, 1).data, pattern(MIB, seed)[9 * SECTOR..10 * SECTOR]);
@@ -185,16 +171,13 @@ fn an_export_is_found_by_its_name() {
 
 #[test]
 fn qemu_s_server_serves_raw_and_qcow2_images() {
-    if !has("qemu-img") {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let raw = image(folder.path(), MIB);
     let qcow2 = folder.path().join("disk.qcow2").display().to_string();
     let made = Command::new("qemu-img").args(["convert", "-q", "-f", "raw", "-O", "qcow2", &raw, &qcow2]).status();
     assert!(made.unwrap().success());
     for (format, path) in [("raw", &raw), ("qcow2", &qcow2)] {
-        let Some(server) = Server::qemu_nbd(&["--format", format, "--discard=unmap", path]) else { return };
+        let server = Server::qemu_nbd(&["--format", format, "--discard=unmap", path]);
         // Of one client at a time: each lane and each life has to make do with the same connection.
         let mut rig = rig(&config(&server.image("web")));
         for _ in 0..3 {
@@ -216,7 +199,7 @@ fn qemu_s_server_serves_raw_and_qcow2_images() {
 fn qemu_s_server_says_that_an_export_is_read_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(folder.path(), MIB);
-    let Some(server) = Server::qemu_nbd(&["--format=raw", "--read-only", "--shared=4", &path]) else { return };
+    let server = Server::qemu_nbd(&["--format=raw", "--read-only", "--shared=4", &path]);
     assert!(why_not(&config(&server.image("web"))).contains("read_only = true"));
     let device = make(&Config { read_only: true, queues: Some(2), ..config(&server.image("web")) }).unwrap();
     for index in 0..device.identity().queue_sizes.len() {

@@ -1,7 +1,7 @@
 //! Servers that others wrote, as Debian has them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
@@ -16,8 +16,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// nbdkit with these arguments; `None`, said aloud, where it is not installed.
-    pub fn nbdkit(arguments: &[&str]) -> Option<Self> {
+    /// nbdkit with these arguments.
+    pub fn nbdkit(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let own = ["--foreground", "--exit-with-parent", "--unix", socket.to_str().unwrap()];
@@ -25,28 +25,25 @@ impl Server {
     }
 
     /// qemu-nbd, likewise; the export's name is `web`.
-    pub fn qemu_nbd(arguments: &[&str]) -> Option<Self> {
+    pub fn qemu_nbd(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let own = ["--persistent", "--export-name=web", "--socket", socket.to_str().unwrap()];
         Self::start("qemu-nbd", folder, own.iter().chain(arguments))
     }
 
-    fn start<'a>(program: &'static str, folder: TempDir, arguments: impl Iterator<Item = &'a &'a str>) -> Option<Self> {
-        if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
-            eprintln!("skipped: there is no {program} here");
-            return None;
-        }
+    fn start<'a>(program: &'static str, folder: TempDir, arguments: impl Iterator<Item = &'a &'a str>) -> Self {
         let arguments = arguments.map(|argument| (*argument).to_owned()).collect();
         let mut server = Self { folder, program, arguments, child: None };
         server.begin();
-        Some(server)
+        server
     }
 
     /// Starts it, for the first time or again.
     pub fn begin(&mut self) {
         let _ = std::fs::remove_file(self.socket());
-        self.child = Some(Command::new(self.program).args(&self.arguments).spawn().unwrap());
+        let child = Command::new(self.program).args(&self.arguments).spawn();
+        self.child = Some(child.unwrap_or_else(|error| panic!("{}: {error}; `make deps` installs it", self.program)));
         // qemu-nbd counts connections, so none is made only to see.
         eventually("the server listens", || is_listening(&self.socket()));
     }

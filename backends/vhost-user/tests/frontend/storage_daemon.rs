@@ -27,15 +27,11 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// `None`, said aloud, where QEMU's storage daemon is not installed.
-    fn start(queues: u16) -> Option<Self> {
+    fn start(queues: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("disk.img"), pattern(DISK, 1)).unwrap();
-        let Ok(child) = Self::run(folder.path(), queues) else {
-            eprintln!("skipped: qemu-storage-daemon is not installed");
-            return None;
-        };
-        Some(Self { folder, child, queues })
+        let child = Self::run(folder.path(), queues).expect("`make deps` installs qemu-storage-daemon");
+        Self { folder, child, queues }
     }
 
     fn run(folder: &Path, queues: u16) -> std::io::Result<Child> {
@@ -93,7 +89,7 @@ fn boot(daemon: &Daemon) -> (Driver, Arc<Transport>) {
 
 #[test]
 fn a_foreign_driver_and_a_foreign_backend_read_and_write_through_us() {
-    let Some(daemon) = Daemon::start(1) else { return };
+    let daemon = Daemon::start(1);
     let (mut driver, transport) = boot(&daemon);
     assert_eq!((driver.capacity() as usize, driver.readonly()), (DISK / SECTOR, false));
 
@@ -131,7 +127,7 @@ fn status(guest: &Guest, data: u64) -> u8 {
 
 #[test]
 fn a_failed_read_is_told_as_such_though_its_data_was_not_written() {
-    let Some(daemon) = Daemon::start(1) else { return };
+    let daemon = Daemon::start(1);
     let guest = Guest::new(config(BLOCK, &daemon.socket()), 128);
     let data = request(&guest, 0, 0, 0, (DISK / SECTOR) as u64 + 8, 512);
     guest.wait_used(0, 1);
@@ -140,7 +136,7 @@ fn a_failed_read_is_told_as_such_though_its_data_was_not_written() {
 
 #[test]
 fn every_queue_of_several_works_and_the_guest_is_told_how_many_there_are() {
-    let Some(daemon) = Daemon::start(4) else { return };
+    let daemon = Daemon::start(4);
     let mut four = config(BLOCK, &daemon.socket());
     four.queues = Some(4);
     let guest = Guest::new(four, 64);
@@ -156,14 +152,14 @@ fn every_queue_of_several_works_and_the_guest_is_told_how_many_there_are() {
 
 #[test]
 fn the_queues_that_are_not_asked_for_are_not_told_of() {
-    let Some(daemon) = Daemon::start(4) else { return };
+    let daemon = Daemon::start(4);
     let guest = Guest::new(config(BLOCK, &daemon.socket()), 64);
     assert_eq!((guest.queues.len(), guest.config_bytes(34, 2)), (1, vec![1, 0]));
 }
 
 #[test]
 fn a_daemon_that_is_killed_in_the_midst_of_it_loses_nothing() {
-    let Some(mut daemon) = Daemon::start(1) else { return };
+    let mut daemon = Daemon::start(1);
     let guest = Guest::new(config(BLOCK, &daemon.socket()), 128);
     let mut expected = pattern(DISK, 1);
     let len = 64 << 10;
@@ -196,7 +192,7 @@ fn a_daemon_that_is_killed_in_the_midst_of_it_loses_nothing() {
 
 #[test]
 fn a_reset_goes_on_with_the_same_connection() {
-    let Some(daemon) = Daemon::start(1) else { return };
+    let daemon = Daemon::start(1);
     let guest = Guest::new(config(BLOCK, &daemon.socket()), 128);
     for _ in 0..5 {
         let data = request(&guest, 0, 0, 0, 16, 4096);
@@ -213,7 +209,7 @@ fn a_reset_goes_on_with_the_same_connection() {
 /// A running daemon of QEMU 7.2 tells one size for all its life.
 #[test]
 fn a_disk_that_comes_back_larger_is_larger_for_the_guest() {
-    let Some(mut daemon) = Daemon::start(1) else { return };
+    let mut daemon = Daemon::start(1);
     let guest = Guest::new(config(BLOCK, &daemon.socket()), 128);
     request(&guest, 0, 0, 0, 0, 512);
     guest.wait_used(0, 1);

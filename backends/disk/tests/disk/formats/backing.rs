@@ -5,7 +5,7 @@ use std::path::Path;
 
 use virtio_disk::{Access, Backing, Config, Format, Image};
 
-use super::rig::{Place, backing, contents, create, has_qemu_img, qemu_img, serve, why_not};
+use super::rig::{Place, backing, contents, create, qemu_img, serve, why_not};
 use crate::harness::{OK, SECTOR, pattern};
 use crate::on_each_pool;
 
@@ -40,9 +40,6 @@ on_each_pool! {
 
 #[test]
 fn e12_a_backing_file_that_only_the_header_names_is_refused_with_the_key_to_write() {
-    if !has_qemu_img() {
-        return;
-    }
     let (place, base) = place();
     let said = why_not(&place.config());
     assert!(said.contains(base.image.to_str().unwrap()) && said.contains("backing = [{"), "{said}");
@@ -50,9 +47,6 @@ fn e12_a_backing_file_that_only_the_header_names_is_refused_with_the_key_to_writ
 
 #[test]
 fn e12_a_backing_file_that_the_header_does_not_name_is_refused() {
-    if !has_qemu_img() {
-        return;
-    }
     let (place, base) = place();
     create(&place.image(), SIZE, "");
     let said = why_not(&Config { backing: vec![base], ..place.config() });
@@ -62,9 +56,6 @@ fn e12_a_backing_file_that_the_header_does_not_name_is_refused() {
 /// What an image names is not even looked at: neither a file of the host's nor QEMU's `json:` is opened.
 #[test]
 fn e12_the_file_that_is_opened_is_the_operators_whatever_the_header_says() {
-    if !has_qemu_img() {
-        return;
-    }
     for named in ["/etc/shadow", "json:{\"driver\":\"raw\",\"file\":\"/etc/shadow\"}", "nbd://192.0.2.1/x", "a\x1b[2Jb"]
     {
         let (place, base) = place();
@@ -83,9 +74,6 @@ fn e12_the_file_that_is_opened_is_the_operators_whatever_the_header_says() {
 
 #[test]
 fn a_backing_file_is_locked_against_writers_and_shared_with_readers() {
-    if !has_qemu_img() {
-        return;
-    }
     let (place, base) = place();
     let rig = serve(&Config { backing: vec![base.clone()], ..place.config() }, Default::default());
     let open = |path: &Path, read_only| Image::open(path, Access { read_only, direct: false });

@@ -8,7 +8,7 @@ use virtio_backend::{Kind, reach};
 use virtio_disk::{Config, Disk, EngineKind};
 
 use super::lanes::Dice;
-use super::rig::{Place, create, has_qemu_img, make, qemu_img};
+use super::rig::{Place, create, make, qemu_img};
 use crate::harness::{Builder, IOERR, OK, Rig, SECTOR, UNSUPP, kind, pattern, segment};
 
 const SIZE: usize = 4 << 20;
@@ -116,9 +116,6 @@ fn spoil_and_use(cases: u64, options: &str, cluster: usize) -> u64 {
 
 #[test]
 fn e12_a_spoiled_image_fails_requests_and_nothing_else() {
-    if !has_qemu_img() {
-        return;
-    }
     let shapes = [("cluster_size=64k", 64 << 10), ("cluster_size=4k", 4096), ("cluster_size=512,refcount_bits=1", 512)];
     for (options, cluster) in shapes {
         let served = spoil_and_use(60, options, cluster);
@@ -131,9 +128,6 @@ fn e12_a_spoiled_image_fails_requests_and_nothing_else() {
 /// A size that only a table of many entries reaches costs no memory but the table's.
 #[test]
 fn e12_a_disk_of_2_pib_is_served_without_its_memory() {
-    if !has_qemu_img() {
-        return;
-    }
     let place = Place::new();
     create(&place.image(), 1 << 51, "cluster_size=2M");
     let rig = place.start(EngineKind::IoUring);
@@ -145,9 +139,6 @@ fn e12_a_disk_of_2_pib_is_served_without_its_memory() {
 
 #[test]
 fn a_descriptor_too_few_or_too_many_makes_no_disk() {
-    if !has_qemu_img() {
-        return;
-    }
     let place = Place::with_image(1 << 20, "");
     for files in [0, 2] {
         let files = (0..files).map(|_| fs::File::open(place.image()).unwrap().into()).collect();

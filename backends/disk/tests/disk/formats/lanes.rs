@@ -129,9 +129,6 @@ on_each_pool! {
 /// The last engine takes its helpers along.
 #[test]
 fn helpers_end_with_the_last_lane() {
-    if !super::rig::has_qemu_img() {
-        return;
-    }
     let place = Place::with_image(SIZE as u64, "");
     let rig = place.start(EngineKind::IoUring);
     rig.assert_alive();

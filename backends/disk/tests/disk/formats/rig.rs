@@ -14,7 +14,7 @@ use virtio_disk::{Backing, Config, Disk, DiskError, EngineKind, Format};
 
 use crate::harness::{Builder, PATIENCE, Rig};
 
-/// Runs each test on the pool and without it, where the host has QEMU's tools.
+/// Runs each test on the pool and without it.
 #[macro_export]
 macro_rules! on_each_pool {
     ($(fn $name:ident($engine:ident) $body:block)+) => {
@@ -26,27 +26,15 @@ macro_rules! on_each_pool {
 
             #[test]
             fn plain() {
-                if $crate::formats::rig::has_qemu_img() {
-                    on(virtio_disk::EngineKind::Plain);
-                }
+                on(virtio_disk::EngineKind::Plain);
             }
 
             #[test]
             fn pool() {
-                if $crate::formats::rig::has_qemu_img() {
-                    on(virtio_disk::EngineKind::IoUring);
-                }
+                on(virtio_disk::EngineKind::IoUring);
             }
         })+
     };
-}
-
-pub fn has_qemu_img() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("skipped: there is no qemu-img (Debian: qemu-utils)");
-    }
-    found
 }
 
 /// Runs a tool of QEMU's. Panics with what it says if it fails.
@@ -61,7 +49,8 @@ pub fn run(tool: &str, arguments: &[&str]) -> String {
 fn outcome(tool: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let output = Command::new(tool).args(arguments).output().unwrap();
+        let output = Command::new(tool).args(arguments).output();
+        let output = output.unwrap_or_else(|error| panic!("{tool}: {error}; `make deps` installs it"));
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         if !said.contains("Failed to lock byte") || Instant::now() > deadline {
             return (output.status.code(), said);
