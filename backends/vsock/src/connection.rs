@@ -161,6 +161,19 @@ impl Connection {
         believed
     }
 
+    /// Tells the program on the host that the guest accepts, from when on data may flow. False if the guest has not been
+    /// asked.
+    ///
+    /// # Errors
+    /// The program has gone.
+    pub(crate) fn accept(&mut self) -> io::Result<bool> {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.owes_opening) else { return Ok(false) };
+        // It is the first on this socket, so that there is room for it.
+        rustix::io::write(socket, format!("OK {}\n", self.ports.host).as_bytes())?;
+        self.phase = Phase::Established;
+        Ok(true)
+    }
+
     /// Reads from the socket into a buffer of the guest's, behind the header.
     ///
     /// # Errors

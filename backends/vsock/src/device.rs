@@ -121,10 +121,10 @@ impl Kind for Vsock {
     ) -> Result<Arc<dyn Backend>, ConfigError> {
         config.check()?;
         let [listener] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_others| ConfigError::Descriptors)?;
-        let listens = rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false);
-        if !listens || rustix::io::ioctl_fionbio(&listener, true).is_err() {
+        if !rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false) {
             return Err(ConfigError::Descriptors);
         }
+        rustix::io::ioctl_fionbio(&listener, true).map_err(|errno| ConfigError::Host(errno.into()))?;
         let socket = config.socket.clone().ok_or(ConfigError::NoPath)?;
         let identity = Identity {
             device_id: VIRTIO_ID_VSOCK,

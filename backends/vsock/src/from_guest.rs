@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use virtio_backend::Request;
 
-use crate::connection::Phase;
+use crate::connection::{Connection, Phase};
+use crate::counters::Counters;
 use crate::hub::{Hub, PATIENCE};
 use crate::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use crate::table::Key;
@@ -42,78 +43,47 @@ impl Hub {
     /// Takes a packet of a connection.
     fn hear(&mut self, key: Key, header: &Header, packet: &Request) {
         let Some(connection) = self.table.get(key) else { return };
-        let op = header.op();
+        let (op, counters) = (header.op(), &self.place.counters);
         if op == Some(Op::Rst) {
             return self.forget(key);
         }
-        let phase = connection.phase;
-        if phase == Phase::Ended {
+        if connection.phase == Phase::Ended {
             // The guest will know when it makes room for our reset.
             return;
         }
         if !connection.hear_credit(header) {
-            self.count_malformed();
+            counters.malformed.fetch_add(1, Relaxed);
         }
-        let is_allowed = match (op, phase) {
-            (Some(Op::Response), Phase::Offered) => self.accept_offer(key),
-            (Some(Op::Rw), Phase::Established) => self.deliver(key, header, packet),
-            (Some(Op::Shutdown), Phase::Established) => {
-                if let Some(connection) = self.table.get(key) {
-                    connection.hear_shutdown(header.flags.get());
+        let is_allowed = match (op, connection.phase) {
+            (Some(Op::Response), Phase::Offered) => {
+                let accepted = connection.accept();
+                if matches!(accepted, Ok(true)) {
+                    counters.connections_accepted.fetch_add(1, Relaxed);
+                    self.table.set_deadline(key, None);
                 }
-                true
+                accepted
+            }
+            (Some(Op::Rw), Phase::Established) => deliver(connection, header, packet, counters),
+            (Some(Op::Shutdown), Phase::Established) => {
+                connection.hear_shutdown(header.flags.get());
+                Ok(true)
             }
             (Some(Op::CreditRequest), Phase::Established) => {
-                if let Some(connection) = self.table.get(key) {
-                    connection.owes_credit = true;
-                }
-                true
+                connection.owes_credit = true;
+                Ok(true)
             }
-            (Some(Op::CreditUpdate), _) => true,
-            _ => false,
+            (Some(Op::CreditUpdate), _) => Ok(true),
+            _ => Ok(false),
         };
-        if is_allowed {
-            self.settle(key);
-        } else {
-            tracing::debug!(?header, "The guest broke a rule of its connection, which ends");
-            self.count_malformed();
-            self.end(key);
-        }
-    }
-
-    /// Passes data on. False if the guest may not send it.
-    fn deliver(&mut self, key: Key, header: &Header, packet: &Request) -> bool {
-        let len = header.len.get() as usize;
-        let Some(connection) = self.table.get(key) else { return true };
-        if len > packet.readable.len().saturating_sub(HEADER_LEN) || !connection.may_take(len) {
-            return false;
-        }
-        match connection.deliver(&packet.readable, len) {
-            Ok(taken) => {
-                self.counters().bytes_to_host.fetch_add(taken as u64, Relaxed);
+        match is_allowed {
+            Ok(true) => self.settle(key),
+            Ok(false) => {
+                tracing::debug!(?header, "The guest broke a rule of its connection, which ends");
+                self.count_malformed();
+                self.end(key);
             }
             Err(error) => self.break_off(key, &error),
         }
-        true
-    }
-
-    /// The guest accepts a connection from the host.
-    fn accept_offer(&mut self, key: Key) -> bool {
-        let Some(connection) = self.table.get(key) else { return true };
-        let Some(socket) = connection.socket.as_ref().filter(|_| !connection.owes_opening) else {
-            // It has not been asked.
-            return false;
-        };
-        let answer = format!("OK {}\n", connection.ports.host);
-        // It is the first on this socket, so that there is room for it.
-        if rustix::io::write(socket, answer.as_bytes()) != Ok(answer.len()) {
-            self.end(key);
-            return true;
-        }
-        connection.phase = Phase::Established;
-        self.table.set_deadline(key, None);
-        self.counters().connections_accepted.fetch_add(1, Relaxed);
-        true
     }
 
     /// The guest wants to connect to a program on the host.
@@ -182,4 +152,18 @@ impl Hub {
         let now = Instant::now();
         self.table.set_deadline(key, Some(now + (now - since).max(NEXT_KNOCK)));
     }
+}
+
+/// Passes data on to the host. False if the guest may not send it.
+///
+/// # Errors
+/// The connection is broken.
+fn deliver(connection: &mut Connection, header: &Header, packet: &Request, counters: &Counters) -> io::Result<bool> {
+    let len = header.len.get() as usize;
+    if len > packet.readable.len().saturating_sub(HEADER_LEN) || !connection.may_take(len) {
+        return Ok(false);
+    }
+    let taken = connection.deliver(&packet.readable, len)?;
+    counters.bytes_to_host.fetch_add(taken as u64, Relaxed);
+    Ok(true)
 }

@@ -76,7 +76,7 @@ impl Hub {
         }
     }
 
-    /// Lets in those who wait at the listening socket. True if there may be more of them for whom there is room.
+    /// Lets in those who wait at the listening socket. True if there may be more of them.
     pub(crate) fn let_in(&mut self) -> bool {
         for _ in 0..MOST_CALLERS {
             if !self.callers || self.pauses || self.table.is_full() {
@@ -88,7 +88,7 @@ impl Hub {
                 Err(error) => self.pause(&error),
             }
         }
-        self.callers && !self.pauses
+        true
     }
 
     fn meet(&mut self, socket: OwnedFd) {

@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn g08_everything_else_is_nonsense() {
-        let bad: [&[u8]; 10] = [
+        let bad: [&[u8]; 11] = [
             b"\n",
             b"CONNECT\n",
             b"CONNECT \n",
@@ -64,6 +64,7 @@ mod tests {
             b"CONNECT 4294967296\n",
             b"CONNECT 1 2\n",
             b"GET / HTTP/1.1\n",
+            b"LISTEN 1\n",
             b"CONNECT \xff\n",
             &[b'C'; MOST_BYTES],
         ];

@@ -69,3 +69,23 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_past_that_makes_no_sense_is_taken_for_one_with_connections() {
+        let record = Record::new().unwrap();
+        let kept = Kept::default();
+        kept.keep(&record);
+        assert!(!kept.begin_use(), "a device that is new");
+
+        record.device::<&str>().store(&"scribbled over").unwrap();
+        kept.keep(&record);
+        assert!(kept.begin_use());
+
+        kept.begin_anew();
+        assert!(!kept.begin_use(), "its next driver has none");
+    }
+}

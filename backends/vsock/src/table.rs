@@ -143,9 +143,8 @@ impl Table {
 
     /// Ends the turn of the first.
     pub(crate) fn next_in_line(&mut self) {
-        if let Some(key) = self.row.pop_front() {
-            self.row.push_back(key);
-        }
+        let first = self.row.pop_front();
+        self.row.extend(first);
     }
 
     /// Sets or takes back the deadline of a connection.

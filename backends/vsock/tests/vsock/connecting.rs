@@ -137,6 +137,30 @@ fn a_program_that_goes_before_the_guest_answers_is_a_reset() {
 }
 
 #[test]
+fn of_a_program_that_goes_before_the_guest_can_be_asked_the_guest_hears_nothing() {
+    let mut guest = Guest::without_buffers();
+    let host = guest.dial(b"CONNECT 80\n");
+    wait_for(|| guest.is_idle(), || "the end of a pass".into());
+    drop(host);
+    guest.wait_counter("connections_refused", 1);
+    guest.offer_usual_buffers();
+    guest.expect_nothing();
+}
+
+#[test]
+fn a_program_that_says_something_else_or_goes_in_the_middle_of_it_is_let_go() {
+    let mut guest = Guest::new();
+    let program = guest.dial(b"GET / HTTP/1.1\n");
+    assert_eq!(read_line(&program), "");
+    for words in [&b""[..], b"CONNECT 8"] {
+        drop(guest.dial(words));
+    }
+    guest.wait_counter("connections_refused", 3);
+    guest.expect_nothing();
+    assert_eq!(guest.counter("timeouts"), 0, "nobody was waited for");
+}
+
+#[test]
 fn connections_from_the_host_have_ports_of_their_own() {
     let mut guest = Guest::new();
     let (_a, first) = guest.accept(80);
@@ -184,6 +208,17 @@ fn g08_who_never_answers_is_given_up() {
 }
 
 #[test]
+fn g08_a_guest_that_makes_no_room_for_the_question_is_not_waited_for_and_hears_nothing_of_it() {
+    let mut guest = Guest::without_buffers();
+    let host = guest.dial(b"CONNECT 80\n");
+    assert_eq!(read_line(&host), "", "the connection ends");
+    guest.wait_counter("timeouts", 1);
+    guest.offer_usual_buffers();
+    guest.expect_nothing();
+    guest.accept(80);
+}
+
+#[test]
 fn a_reset_of_the_device_closes_all_connections_and_new_ones_work() {
     let mut guest = Guest::new();
     let listener = guest.listen(1024);
@@ -194,12 +229,14 @@ fn a_reset_of_the_device_closes_all_connections_and_new_ones_work() {
         assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 
-    // Who calls while there is no driver waits.
-    let host = guest.dial(b"CONNECT 81\n");
+    // Who calls while there is no driver waits; and there may be more than the device lets in at a time.
+    let hosts: Vec<_> = (0..40).map(|_| guest.dial(b"CONNECT 81\n")).collect();
     guest.start();
-    let request = guest.expect(op::REQUEST);
-    guest.send(&request.answer(op::RESPONSE));
-    assert!(read_line(&host).starts_with("OK "));
+    for _ in &hosts {
+        let request = guest.expect(op::REQUEST);
+        guest.send(&request.answer(op::RESPONSE));
+    }
+    assert!(hosts.iter().all(|host| read_line(host).starts_with("OK ")));
     guest.connect(1, &listener);
 }
 

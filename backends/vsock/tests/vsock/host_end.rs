@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 
 use virtio_backend::{Kind, Owner, reach};
@@ -66,17 +66,27 @@ fn what_is_somebody_elses_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let _living = UnixListener::bind(path("living")).unwrap();
+    // One that takes nobody in and has as many waiting as it lets.
+    let busy = UnixListener::bind(path("busy")).unwrap();
+    rustix::net::listen(&busy, 0).unwrap();
+    let _waits = UnixStream::connect(path("busy")).unwrap();
+    let _other_kind = UnixDatagram::bind(path("datagrams")).unwrap();
     fs::write(path("file"), "precious").unwrap();
     fs::create_dir(path("directory")).unwrap();
     symlink(path("file"), path("link")).unwrap();
 
-    assert!(refusal(&path("living")).contains("Another program listens"));
+    for name in ["living", "busy"] {
+        assert!(refusal(&path(name)).contains("Another program listens"), "{name}");
+    }
+    let words = refusal(&path("datagrams"));
+    assert!(words.contains("datagrams") && words.contains("wrong type"), "{words}");
     for name in ["file", "directory", "link"] {
         let words = refusal(&path(name));
         assert!(words.contains("is not a socket") && words.contains(name), "{words}");
     }
     assert_eq!(fs::read_to_string(path("file")).unwrap(), "precious");
     UnixStream::connect(path("living")).unwrap();
+    assert!(path("busy").exists() && path("datagrams").exists());
     // Not even taken away by mistake.
     Vsock::close(&at(&path("file")), &owner(folder.path()));
     assert!(path("file").exists());

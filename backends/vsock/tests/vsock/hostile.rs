@@ -98,6 +98,41 @@ fn g07_operations_out_of_turn_end_a_connection() {
 }
 
 #[test]
+fn g07_a_guest_cannot_accept_what_it_has_not_been_asked() {
+    let mut guest = Guest::without_buffers();
+    let host = guest.dial(b"CONNECT 80\n");
+    // The first port that the host gives: the device has no buffer to ask in, and refuses guesses until it has a program.
+    let (start, mut sent) = (1 << 30, 0);
+    while guest.counter("malformed") == 0 {
+        guest.send(&Packet::new(op::RESPONSE, 80, start + 1));
+        sent += 1;
+        assert!(sent < 200, "the guess is never heard");
+    }
+    assert_eq!(read_line(&host), "", "the program is not told that it is connected");
+    assert_eq!(guest.counter("connections_accepted"), 0);
+    guest.offer_usual_buffers();
+    (0..sent).for_each(|_| assert_eq!(guest.recv().op, op::RST));
+    guest.accept(80);
+}
+
+#[test]
+fn g07_a_connection_that_has_ended_hears_nothing_more_and_the_guest_is_told_once() {
+    let mut guest = Guest::without_buffers();
+    let listener = guest.listen(1);
+    guest.send(&Packet::new(op::REQUEST, 500, 1));
+    let mut host = listener.1.accept().unwrap().0;
+    guest.wait_counter("connections_made", 1);
+    for op in [op::REQUEST, op::RW, op::SHUTDOWN, op::REQUEST] {
+        guest.send(&Packet::new(op, 500, 1).data(b"x"));
+    }
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    assert_eq!(guest.counter("malformed"), 1, "that which ended it");
+    guest.offer_usual_buffers();
+    assert_eq!(guest.recv().op, op::RST);
+    guest.expect_nothing();
+}
+
+#[test]
 fn g07_a_length_beyond_the_buffer_ends_the_connection_without_a_byte() {
     let mut guest = Guest::new();
     let listener = guest.listen(1);
@@ -288,11 +323,32 @@ fn g08_a_hundred_thousand_connections_are_a_thousand() {
 }
 
 #[test]
+fn g08_where_a_guest_has_all_connections_that_there_are_a_program_waits_for_one_to_end() {
+    raise_descriptor_limit();
+    let mut guest = Guest::new();
+    let listener = guest.listen(1);
+    let mut hosts: Vec<_> = (0..1024).map(|port| guest.connect(port, &listener)).collect();
+    let program = guest.dial(b"CONNECT 80\n");
+    guest.expect_nothing();
+
+    drop(hosts.pop());
+    let end = guest.expect(op::SHUTDOWN);
+    guest.send(&end.answer(op::RST));
+
+    let request = guest.expect(op::REQUEST);
+    assert_eq!(request.dst_port, 80);
+    guest.send(&request.answer(op::RESPONSE));
+    assert!(read_line(&program).starts_with("OK "));
+}
+
+#[test]
 fn g08_spec_5_10_6_1_2_packets_are_taken_without_receive_buffers_as_long_as_resources_last() {
     let mut guest = Guest::without_buffers();
     let listener = guest.listen(1);
     guest.send(&Packet::new(op::REQUEST, 500, 1));
     let mut host = listener.1.accept().unwrap().0;
+    // The device hears of it later than the program.
+    guest.wait_counter("connections_made", 1);
     // Each owes an answer, one in all.
     guest.send_many((0..10_000).map(|_| Packet::new(op::CREDIT_REQUEST, 500, 1)), |_| ());
     guest.send(&Packet::new(op::RW, 500, 1).data(b"heard"));
