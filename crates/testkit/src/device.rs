@@ -46,7 +46,7 @@ pub struct TestDevice {
     pub behaviour: Mutex<Behaviour>,
     /// Configuration space.
     pub config: Mutex<Vec<u8>>,
-    /// Reading configuration space panics.
+    /// Reading and writing configuration space panics.
     pub config_panics: AtomicBool,
     /// What the device was attached to.
     pub signals: OnceLock<Arc<dyn Signals>>,
@@ -125,6 +125,7 @@ impl Backend for TestDevice {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) {
+        assert!(!self.config_panics.load(SeqCst), "no such field");
         lock(&self.config)[offset..offset + data.len()].copy_from_slice(data);
     }
 

@@ -41,14 +41,14 @@ impl Line {
         self.with_ends(queue, |ends| ends.err = err);
     }
 
-    pub(crate) fn set_channel(&self, channel: Channel) {
-        *lock(&self.channel) = Some(channel);
+    pub(crate) fn set_channel(&self, channel: Option<Channel>) {
+        *lock(&self.channel) = channel;
     }
 
     /// The driver is gone.
     pub(crate) fn disconnect(&self) {
         self.rings.iter().for_each(|ends| *lock(ends) = Ends::default());
-        *lock(&self.channel) = None;
+        self.set_channel(None);
     }
 
     /// Tells of used buffers in one queue, whether the driver asked or not.

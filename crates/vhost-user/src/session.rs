@@ -81,9 +81,7 @@ impl Session {
                 self.lanes.start(queue, QueueSetup { ring, ledger: None, kick }, features);
             }
             (None, true) => {
-                if let Some(base) = self.lanes.stop(queue) {
-                    vring.base = base;
-                }
+                vring.base = self.lanes.stop(queue).unwrap_or(vring.base);
                 tracing::debug!(name: "vhost.stop", device = self.device.name, queue, base = vring.base);
             }
             _ => {}
@@ -339,9 +337,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     /// The message is what was announced, and proved to be well-formed.
     fn set_backend_req_fd(&mut self, _backend: Backend) {
-        if let Some(channel) = self.announced.take() {
-            self.device.line.set_channel(channel);
-        }
+        self.device.line.set_channel(self.announced.take());
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

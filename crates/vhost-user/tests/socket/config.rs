@@ -41,12 +41,14 @@ fn it_is_written_as_far_as_the_device_has_it() {
 }
 
 #[test]
-fn a_device_that_panics_over_it_reads_zero_and_goes_on() {
+fn a_device_that_panics_over_it_reads_zero_keeps_what_it_has_and_goes_on() {
     let (service, device) = Service::with(Behaviour::Echo);
     let (mut vmm, queue) = Vmm::running(&service);
     device.config_panics.store(true, SeqCst);
     assert_eq!(read(&mut vmm.frontend, 0, 4), [0; 4]);
     assert!(vmm.errs[0].read().is_ok(), "it is said that the device is broken");
+    vmm.frontend.set_config(0, VhostUserConfigFlags::WRITABLE, &[90]).unwrap();
+    assert!(vmm.errs[0].read().is_ok(), "and once more");
     device.config_panics.store(false, SeqCst);
     assert_eq!(read(&mut vmm.frontend, 0, 2), CONFIG[..2]);
     vmm.exchange(0, &queue);

@@ -78,6 +78,14 @@ fn stopped_before_it_serves_it_does_not_begin() {
 }
 
 #[test]
+fn a_socket_that_does_not_listen_is_an_error() {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    let device = Arc::new(TestDevice::new(Behaviour::Echo));
+    let server = vhost_user::Server::new("test", device, socket.into()).unwrap();
+    assert!(server.serve().is_err());
+}
+
+#[test]
 fn stopped_while_nobody_is_there_it_returns() {
     let (mut service, _device) = Service::with(Behaviour::Echo);
     service.stopper().stop();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use testkit::device::{Behaviour, TestDevice, eventually};
 use testkit::driver::{Descriptor, RawQueue};
 use vhost::VhostBackend;
+use virtio_backend::Fault;
 
 use crate::service::Service;
 use crate::vmm::{BUFFERS, Vmm};
@@ -66,6 +67,15 @@ fn another_lane_goes_on() {
     wait_broken(&vmm, 1);
     assert!(vmm.errs[0].read().is_err());
     vmm.exchange(0, &good);
+}
+
+#[test]
+fn a_device_that_breaks_as_a_whole_says_so_of_each_ring() {
+    let (service, device) = Service::with(Behaviour::Echo);
+    let vmm = Vmm::ready(&service);
+    (0..2).for_each(|index| vmm.set_up(index, &vmm.queue(index as u64), 0));
+    device.signals.get().unwrap().needs_reset(&Fault::Bug("as told".into()));
+    (0..2).for_each(|index| wait_broken(&vmm, index));
 }
 
 #[test]

@@ -172,6 +172,27 @@ fn a_channel_that_is_no_socket_ends_the_connection() {
 }
 
 #[test]
+fn g09_what_vhost_passes_on_without_an_agreement_is_refused_here() {
+    let (service, _device) = Service::with(Behaviour::Echo);
+    let (display, _other) = UnixStream::pair().unwrap();
+    let socket = service.connect();
+    send_with(&socket, &request(FrontendReq::GPU_SET_SOCKET, &[]), &[display.as_fd()]);
+    assert_let_go(socket, "a display");
+
+    // Where a state is to be saved to; the answer to which has a place for a refusal.
+    let (pipe, _read) = rustix::pipe::pipe().unwrap();
+    let mut socket = service.connect();
+    send_with(&socket, &request(FrontendReq::SET_DEVICE_STATE_FD, &[0; 8]), &[pipe.as_fd()]);
+    send_with(&socket, &request(FrontendReq::CHECK_DEVICE_STATE, &[]), &[]);
+    let mut answers = [0; 2 * 20];
+    socket.read_exact(&mut answers).unwrap();
+    let (answers, _) = answers.as_chunks::<20>();
+    assert!(answers.iter().all(|answer| answer[12] == 1), "{answers:?}");
+    drop(socket);
+    assert_serves(&service);
+}
+
+#[test]
 fn a_call_that_is_full_and_would_block_stops_nobody() {
     let (service, _device) = Service::with(Behaviour::Echo);
     let (mut vmm, queue) = Vmm::running(&service);
@@ -207,6 +228,21 @@ fn a_front_end_that_stays_in_the_middle_of_a_message_does_not_keep_the_device_fr
         service.stopper().stop();
         service.wait();
     }
+}
+
+#[test]
+fn a_message_may_come_in_pieces() {
+    let (service, _device) = Service::with(Behaviour::Echo);
+    let ask = request(FrontendReq::GET_FEATURES, &[]);
+    let mut socket = service.connect();
+    for piece in ask.chunks(5) {
+        socket.write_all(piece).unwrap();
+        // Long enough for the device to look, and to find it incomplete.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut answer = [0; 20];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..4], ask[..4]);
 }
 
 #[test]

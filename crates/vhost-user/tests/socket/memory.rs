@@ -90,6 +90,23 @@ fn what_is_there_may_be_added_and_what_is_gone_removed() {
 }
 
 #[test]
+fn g09_more_regions_than_there_may_be_end_the_connection() {
+    let (service, _device) = Service::with(Behaviour::Echo);
+    let mut vmm = Vmm::connect(&service);
+    let most = vmm.frontend.get_max_mem_slots().unwrap();
+    let page =
+        |index: u64| VhostUserMemoryRegionInfo { guest_phys_addr: RAM + index * 0x1000, ..vmm.region(RAM, 0x1000) };
+    let mut regions = (0..=most).map(page).collect::<Vec<_>>();
+    let last = regions.pop().unwrap();
+
+    assert!(send_table(&mut vmm.frontend, &regions, true));
+    assert!(vmm.frontend.add_mem_region(&last).is_err());
+    assert!(vmm.frontend.get_features().is_err(), "the connection is over");
+    let (vmm, queue) = Vmm::running(&service);
+    vmm.exchange(0, &queue);
+}
+
+#[test]
 fn a_region_may_end_within_a_page() {
     let (service, _device) = Service::with(Behaviour::Echo);
     let (vmm, queue) = Vmm::running(&service);
