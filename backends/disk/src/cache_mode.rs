@@ -128,7 +128,10 @@ mod tests {
             assert_eq!((mode.writeback(), mode.promise(BOTH)), (1, Promise::Volatile));
         }
 
+        // Once more changes nothing.
         mode.set_writeback(0);
+        mode.set_writeback(0);
+        assert_eq!((mode.writeback(), mode.promise(BOTH)), (0, Promise::StableWithAllBefore));
         mode.negotiated(BOTH);
         assert_eq!(mode.promise(BOTH), Promise::Volatile);
     }

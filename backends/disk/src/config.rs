@@ -379,10 +379,13 @@ fn padded(serial: &str) -> Result<[u8; SERIAL_LEN], PlanError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use virtio_backend::Kind;
 
     use super::*;
     use crate::Disk;
+    use crate::engine::Engine;
 
     #[test]
     fn a_serial_of_twenty_characters_fills_the_field_and_one_more_is_refused() {
@@ -406,6 +409,50 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         assert!(Disk::check(&written()).is_ok());
+    }
+
+    /// An image on a file system that does direct I/O in larger blocks than a disk's sectors.
+    struct Coarse;
+
+    impl Storage for Coarse {
+        fn name(&self) -> &str {
+            "coarse.img"
+        }
+
+        fn geometry(&self) -> Geometry {
+            Geometry {
+                size: 1 << 20,
+                block_size: 512,
+                physical_block_size: 4096,
+                optimal_io_size: 0,
+                alignment_offset: 0,
+                max_discard: u64::MAX,
+                discard_granularity: 0,
+                direct_alignment: Some(4096),
+                read_only: false,
+                max_queues: 1,
+            }
+        }
+
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.geometry().size)
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn open_engine(&self, _kind: EngineKind, _depth: u16) -> io::Result<Box<dyn Engine>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    #[test]
+    fn direct_io_in_larger_blocks_than_the_guests_is_refused_with_the_size_that_will_do() {
+        let config = Config { cache: Cache::None, ..Config::default() };
+        let error = Plan::new(&config, &Coarse).unwrap_err().to_string();
+        assert!(error.contains("coarse.img") && error.contains("use block_size = 4096"), "{error}");
+        assert!(Plan::new(&Config { block_size: Some(4096), ..config }, &Coarse).is_ok());
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl Storage for Image {
             direct_alignment,
             turn,
         };
-        engine::open(kind, &target, depth)
+        Ok(engine::open(kind, &target, depth))
     }
 }
 

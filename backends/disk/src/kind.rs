@@ -287,8 +287,15 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_made_of_one_descriptor() {
+    fn a_disk_is_made_of_one_descriptor_or_of_what_was_found_of_an_export_and_its_sockets() {
         let image = image();
         assert!(matches!(make(&config(&image), Vec::new()), Err(DiskError::Descriptors { count: 0, expected: 1 })));
+        let export = Config { image: "nbd://192.0.2.1/web".into(), ..Config::default() };
+        assert!(matches!(make(&export, Vec::new()), Err(DiskError::NotFound)));
+    }
+
+    #[test]
+    fn a_disk_of_a_file_has_nobody_to_connect_to() {
+        assert_eq!(Disk::reach(&config(&image()), 0).unwrap_err().kind(), io::ErrorKind::Unsupported);
     }
 }

@@ -127,20 +127,14 @@ pub trait Engine: Send {
 }
 
 /// Makes the engine asked for, or the plain one where the host refuses io_uring. `depth` is the number of tags.
-///
-/// # Errors
-/// `depth` is zero.
-pub fn open(kind: EngineKind, target: &Target, depth: u16) -> io::Result<Box<dyn Engine>> {
-    if depth == 0 {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+pub fn open(kind: EngineKind, target: &Target, depth: u16) -> Box<dyn Engine> {
     if kind == EngineKind::IoUring {
         match Uring::new(target.clone(), depth) {
-            Ok(engine) => return Ok(Box::new(engine)),
+            Ok(engine) => return Box::new(engine),
             Err(error) => SAID_ONCE.call_once(|| say_without_io_uring(&error)),
         }
     }
-    Ok(Box::new(Plain::new(target.clone(), depth)))
+    Box::new(Plain::new(target.clone(), depth))
 }
 
 /// A guest can start its disk as often as it likes; the host stays the same.
@@ -151,4 +145,50 @@ fn say_without_io_uring(error: &io::Error) {
         name: "disk.no_io_uring", %error,
         "io_uring is not available; disks are served by plain system calls (see sysctl kernel.io_uring_disabled)"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        Target { file, is_block_device: false, direct_alignment: None, turn: None }
+    }
+
+    fn engines() -> [Box<dyn Engine>; 2] {
+        [EngineKind::Plain, EngineKind::IoUring].map(|kind| open(kind, &target(), 2))
+    }
+
+    #[test]
+    fn a_tag_that_there_is_not_is_refused() {
+        for mut engine in engines() {
+            assert_eq!(engine.submit(2, Op::Flush).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(engine.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn a_tag_of_the_ring_is_in_use_until_it_is_reaped() {
+        let mut engine = Uring::new(target(), 1).unwrap();
+        engine.submit(0, Op::Flush).unwrap();
+        assert_eq!(engine.submit(0, Op::Flush).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        engine.wait().unwrap();
+        assert!(engine.reap().is_some());
+        assert!(engine.submit(0, Op::Flush).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_waited_for_where_nothing_is_under_way_or_something_has_ended() {
+        for mut engine in engines() {
+            engine.wait().unwrap();
+            assert!(engine.reap().is_none());
+
+            engine.submit(0, Op::Flush).unwrap();
+            engine.wait().unwrap();
+            engine.wait().unwrap();
+            assert_eq!(engine.reap().map(|done| done.tag), Some(0));
+            assert_eq!(engine.in_flight(), 0);
+        }
+    }
 }

@@ -330,9 +330,7 @@ impl Engine for Pooled {
 
     fn reap(&mut self) -> Option<Done> {
         let done = self.done.pop_front()?;
-        if let Some(busy) = self.busy.get_mut(usize::from(done.tag)) {
-            *busy = false;
-        }
+        *self.busy.get_mut(usize::from(done.tag))? = false;
         self.in_flight -= 1;
         Some(done)
     }

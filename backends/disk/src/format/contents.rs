@@ -232,3 +232,29 @@ struct Panicked;
 pub(super) fn fenced<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_panic| Err(io::Error::other(Panicked)))
 }
+
+#[cfg(test)]
+mod tests {
+    use imago::file::File;
+    use imago::raw::Raw;
+
+    use super::*;
+
+    #[test]
+    fn an_image_in_whose_code_a_bug_was_met_is_given_up() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let (_, data) = Ordered::pair(File::try_from(file).unwrap(), || Ok(()));
+        let order = data.order();
+        let contents = Contents::new("disk", Access::new(Raw::open_image(data, true).unwrap()), order, None);
+        contents.write(0, &[1; 512]).unwrap();
+
+        let bug = contents.shared(|_access| -> io::Result<()> { panic!("as a bug would") }).unwrap_err();
+
+        assert!(bug.to_string().contains("A bug was met"), "{bug}");
+        for outcome in [contents.read(0, &mut [0; 512]), contents.write(0, &[2; 512]), contents.flush()] {
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("given up after a bug"), "{error}");
+        }
+    }
+}

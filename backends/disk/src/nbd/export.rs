@@ -179,6 +179,7 @@ mod tests {
             (export(1 << 20, 0, None), "no flags"),
             (export(1 << 20, ALL, Some([0, 4096, 1 << 20])), "impossible"),
             (export(1 << 20, ALL, Some([3, 4096, 1 << 20])), "impossible"),
+            (export(1 << 20, ALL, Some([512, 5000, 1 << 20])), "impossible"),
             (export(1 << 20, ALL, Some([4096, 512, 1 << 20])), "impossible"),
             (export(1 << 20, ALL, Some([1 << 17, 1 << 17, 1 << 20])), "impossible"),
             (export(1 << 20, ALL, Some([512, 4096, 511])), "next to no data"),

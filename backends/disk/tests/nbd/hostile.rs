@@ -11,7 +11,7 @@ use testkit::cases;
 
 use crate::disk::{buffer, config, eventually, offer, rig, wait_used};
 use crate::harness::{DATA, IOERR, OK, SECTOR, UNTOUCHED, kind, pattern};
-use crate::played::{Export, Played, READ, Request, Session};
+use crate::played::{Export, Played, READ, Request, Session, chunk_bytes, simple_bytes};
 use virtio_disk::Config;
 
 type Act = dyn Fn(&mut Session, &Request) + Send + Sync;
@@ -203,6 +203,14 @@ fn e07_lies_of_a_server_cost_the_connection_and_not_the_request() {
             }),
         ),
         (
+            "both ways at a time, about an error",
+            true,
+            Arc::new(|server, request| {
+                server.chunk(0, 1 << 15 | 1, request.cookie, &error(5, 0, 0));
+                server.simple(request.cookie, 5, &[]);
+            }),
+        ),
+        (
             "the end in the middle of a header",
             true,
             Arc::new(move |server, _| {
@@ -259,6 +267,55 @@ fn what_is_unusual_and_right_is_taken() {
     ];
     for (truth, structured, act) in truths {
         assert_eq!(read_with(structured, &act), (OK, false, right()), "{truth}");
+    }
+}
+
+#[test]
+fn an_answer_may_come_in_two_pieces_that_end_anywhere() {
+    type Bytes = fn(u64) -> Vec<u8>;
+    fn chunk(cookie: u64, kind: u16, data: &[u8]) -> Vec<u8> {
+        chunk_bytes(DONE, kind, cookie, data.len() as u32, data)
+    }
+    let answers: [(bool, Bytes, (u8, Vec<u8>)); 4] = [
+        (false, |cookie| simple_bytes(cookie, 0, &right()), (OK, right())),
+        (true, |cookie| chunk(cookie, 1, &at(START, &right())), (OK, right())),
+        (true, |cookie| chunk(cookie, 2, &hole(START, 4096)), (OK, vec![0; 4096])),
+        (true, |cookie| chunk(cookie, 1 << 15 | 1, &error(5, 8, 8)), (IOERR, Vec::new())),
+    ];
+    for (structured, bytes, expected) in answers {
+        for cut in [2, 6, 18, 22, 28, 32] {
+            let act: Arc<Act> = Arc::new(move |server, request| {
+                let bytes = bytes(request.cookie);
+                let (first, second) = bytes.split_at(cut.min(bytes.len()));
+                server.send(first);
+                // Long enough for the device to have taken it.
+                std::thread::sleep(Duration::from_millis(20));
+                server.send(second);
+            });
+            let (status, lost, data) = read_with(structured, &act);
+            assert_eq!((status, lost), (expected.0, false), "cut at {cut}");
+            assert!(status != OK || data == expected.1, "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_write_may_be_answered_in_an_empty_chunk_and_by_nothing_that_a_read_is() {
+    let answers = [(0, Vec::new(), 0), (1, at(START, &[1; SECTOR]), 1), (2, hole(START, SECTOR as u32), 1)];
+    for (kind, data, losses) in answers {
+        let server = Played::new(
+            |_| Export::default(),
+            move |mut session, number| {
+                if number == 0 {
+                    let Some(request) = session.request() else { return };
+                    session.chunk(DONE, kind, request.cookie, &data);
+                }
+                session.serve();
+            },
+        );
+        let rig = rig(&config(&server.image()));
+        assert_eq!(rig.write(16, &[9; SECTOR]), OK);
+        assert_eq!(rig.counter("nbd_losses"), losses, "{kind}");
     }
 }
 
@@ -359,6 +416,18 @@ fn e07_a_server_that_says_nothing_is_given_up_after_the_time_that_was_set() {
         assert_eq!(rig.read(16, 8).data, right());
         assert_eq!((rig.counter("nbd_losses"), rig.counter("nbd_resent")), (1, 1));
     }
+}
+
+#[test]
+fn a_server_that_owes_nothing_may_be_silent_for_as_long_as_it_likes() {
+    let server = Played::honest(Export::default());
+    let rig = rig(&Config { answer_timeout: 1, ..config(&server.image()) });
+    (0..5).for_each(|request| offer(&rig, request, kind::IN, 16));
+    rig.kick();
+    wait_used(&rig, 5);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(rig.read(16, 8).data, right());
+    assert_eq!((rig.counter("nbd_losses"), server.connections()), (0, 1));
 }
 
 #[test]

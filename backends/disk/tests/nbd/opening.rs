@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use virtio_disk::{Cache, Config, Disk};
 use crate::disk::{config, lane, make, rig, why_not};
 use crate::harness::{OK, SECTOR, kind, pattern, segment};
 use crate::played::{
-    CAPABLE, Export, MULTI_CONN, Played, READ_ONLY, export_info, greeting, option_reply, take, take_option,
+    CAPABLE, Export, MULTI_CONN, Played, READ, READ_ONLY, WRITE, export_info, greeting, option_reply, take, take_option,
 };
 
 #[test]
@@ -23,6 +24,9 @@ fn a_disk_has_the_measures_of_its_export() {
     assert_eq!(u64::from_le_bytes(space[..8].try_into().unwrap()), (1 << 20) / 512);
     assert_eq!(u32::from_le_bytes(space[20..24].try_into().unwrap()), 4096, "blk_size");
     assert_eq!(u32::from_le_bytes(space[28..32].try_into().unwrap()), 16, "opt_io_size, in blocks");
+    let (version_1, blk_size) = (1 << 32, 1 << 6);
+    assert!(device.accepts(version_1 | blk_size));
+    assert!(!device.accepts(version_1), "a driver that would work in sectors");
 }
 
 #[test]
@@ -59,6 +63,30 @@ fn a_reset_keeps_the_connection() {
         rig = rig.reset();
     }
     assert_eq!((server.connections(), rig.counter("nbd_losses")), (1, 0));
+}
+
+#[test]
+fn a_server_that_only_reads_and_writes_is_asked_for_nothing_else() {
+    const HAS_FLAGS: u16 = 1;
+    for cache in [Cache::Writeback, Cache::Writethrough] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let server = Played::new(|_| Export { flags: HAS_FLAGS, ..Export::default() }, {
+            let seen = Arc::clone(&seen);
+            move |mut session, _| {
+                while let Some(request) = session.request() {
+                    seen.lock().unwrap().push((request.flags, request.kind));
+                    session.answer(&request);
+                }
+            }
+        });
+        let rig = rig(&Config { cache, ..config(&server.image()) });
+        assert_eq!(rig.write(3, &pattern(SECTOR, 9)), OK);
+        assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(4, 8, 0)), OK);
+        assert_eq!((rig.flush(), rig.read(3, 1).status), (OK, OK));
+        drop(rig);
+        assert_eq!(*seen.lock().unwrap(), [(0, WRITE), (0, WRITE), (0, READ)]);
+        assert_eq!(server.stored()[4 * SECTOR..12 * SECTOR], [0; 8 * SECTOR]);
+    }
 }
 
 #[test]
@@ -141,6 +169,24 @@ fn a_refusal_says_what_the_server_says() {
         assert!(error.contains(words), "{error}");
         assert!(!error.contains('\x1b'), "{error}");
     }
+    let error = why_not_when(|option| option_reply(option, 1 << 31 | 2, &[]));
+    assert!(error.contains("its policy forbids it"), "{error}");
+}
+
+#[test]
+fn a_server_that_goes_wrong_when_it_is_begun_with_is_refused() {
+    const STRUCTURED_REPLY: u32 = 8;
+    let error = why_not_with(|stream| {
+        stream.write_all(&greeting()).ok()?;
+        take::<4>(stream)?;
+        loop {
+            let (option, _) = take_option(stream)?;
+            let info = option_reply(option, 3, &export_info(&Export::default()));
+            let end = if option == STRUCTURED_REPLY { Vec::new() } else { option_reply(option, 1, &[]) };
+            stream.write_all(&[info, end].concat()).ok()?;
+        }
+    });
+    assert!(error.contains("something of another"), "{error}");
 }
 
 #[test]

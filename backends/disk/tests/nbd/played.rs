@@ -13,6 +13,7 @@ use tempfile::TempDir;
 pub const CAPABLE: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6;
 pub const READ_ONLY: u16 = 1 << 1;
 pub const FUA: u16 = 1 << 3;
+pub const TRIM: u16 = 1 << 5;
 pub const WRITE_ZEROES: u16 = 1 << 6;
 pub const MULTI_CONN: u16 = 1 << 8;
 
@@ -229,8 +230,7 @@ impl Session {
     }
 
     pub fn simple(&mut self, cookie: u64, error: u32, data: &[u8]) {
-        let words = [0x67446698, error].map(u32::to_be_bytes).concat();
-        self.send(&[&words[..], &cookie.to_be_bytes(), data].concat());
+        self.send(&simple_bytes(cookie, error, data));
     }
 
     pub fn chunk(&mut self, flags: u16, kind: u16, cookie: u64, data: &[u8]) {
@@ -239,8 +239,7 @@ impl Session {
 
     /// A chunk that claims a length.
     pub fn chunk_of(&mut self, flags: u16, kind: u16, cookie: u64, length: u32, data: &[u8]) {
-        let head = [&0x668e33efu32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
-        self.send(&[&head[..], &cookie.to_be_bytes(), &length.to_be_bytes(), data].concat());
+        self.send(&chunk_bytes(flags, kind, cookie, length, data));
     }
 
     /// Whoever hears it may have hung up.
@@ -252,4 +251,16 @@ impl Session {
     pub fn stall(mut self) {
         let _ = self.stream.read_to_end(&mut Vec::new());
     }
+}
+
+/// An answer in the simple way.
+pub fn simple_bytes(cookie: u64, error: u32, data: &[u8]) -> Vec<u8> {
+    let words = [0x67446698, error].map(u32::to_be_bytes).concat();
+    [&words[..], &cookie.to_be_bytes(), data].concat()
+}
+
+/// A chunk of an answer.
+pub fn chunk_bytes(flags: u16, kind: u16, cookie: u64, length: u32, data: &[u8]) -> Vec<u8> {
+    let head = [&0x668e33efu32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
+    [&head[..], &cookie.to_be_bytes(), &length.to_be_bytes(), data].concat()
 }

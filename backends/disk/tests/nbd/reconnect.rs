@@ -7,8 +7,8 @@ use virtio_backend::Operation;
 use virtio_disk::{Cache, Config, OnError};
 
 use crate::disk::{buffer, config, eventually, lane, make, offer, rig, wait_used};
-use crate::harness::{IOERR, OK, SECTOR, kind, pattern};
-use crate::played::{CAPABLE, Export, FLUSH, Played, READ_ONLY, WRITE};
+use crate::harness::{IOERR, OK, SECTOR, kind, pattern, segment};
+use crate::played::{CAPABLE, Export, FLUSH, Played, READ_ONLY, TRIM, WRITE, WRITE_ZEROES};
 use crate::servers::Server;
 
 #[test]
@@ -161,6 +161,17 @@ fn an_export_that_comes_back_as_another_is_refused() {
         assert_eq!(rig.write(0, &[1; SECTOR]), IOERR, "{other:?}");
         assert_eq!(rig.hearing.fault(), None);
     }
+}
+
+#[test]
+fn what_an_export_that_comes_back_has_no_word_for_is_done_in_another_way_or_not_at_all() {
+    let server = coming_back_as(Export { flags: CAPABLE & !TRIM & !WRITE_ZEROES, ..Export::default() });
+    let rig = rig(&config(&server.image()));
+    assert_eq!(rig.put(kind::DISCARD, 0, &segment(8, 8, 0)), OK);
+    assert_eq!(server.stored()[8 * SECTOR..16 * SECTOR], pattern(1 << 20, 7)[8 * SECTOR..16 * SECTOR]);
+    assert_eq!(rig.put(kind::WRITE_ZEROES, 0, &segment(8, 8, 0)), OK);
+    assert_eq!(server.stored()[8 * SECTOR..16 * SECTOR], [0; 8 * SECTOR]);
+    assert_eq!(rig.counter("nbd_reconnects"), 1);
 }
 
 #[test]
