@@ -2,7 +2,6 @@
 //! protocol. Needs Debian's package xenstore-utils; without it the tests say that they did nothing.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "test code")]
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
