@@ -20,8 +20,9 @@ use crate::lanes::{Buffer, Personality, Rig, play};
 const MAC: [u8; 6] = [0, 0x16, 0x3e, 1, 2, 3];
 const PEER: [u8; 6] = [0, 0x16, 0x3e, 9, 9, 9];
 
-/// Pairs of queues; behind them is the control queue.
 const PAIRS: u16 = 2;
+/// The control queue, behind the pairs.
+const CONTROL: usize = 2 * PAIRS as usize;
 
 /// What a driver says.
 #[derive(Arbitrary, Debug)]
@@ -227,6 +228,11 @@ impl Personality for Card {
         }
     }
 
+    fn least_room(&self, queue: usize) -> usize {
+        // The control queue's answers (§5.1.6.5).
+        usize::from(queue == CONTROL)
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
             Event::Arrives { header, to, len, cut } => {
@@ -271,9 +277,8 @@ impl Personality for Card {
         let received = packet(None, Address::Card, 100);
         assert!(rig.memory.snapshot()[at + HEADER_LEN..at + HEADER_LEN + 100] == received[HEADER_LEN..]);
         // VIRTIO_NET_CTRL_RX, promiscuous, on.
-        let control = 2 * usize::from(PAIRS);
-        let (head, at) = rig.offer(control, &[0, 0, 1], 1, Buffer::default()).expect("there is room");
-        rig.kick(control);
-        assert_eq!((rig.take_back(control), rig.memory.snapshot()[at]), (vec![(head, 1)], 0));
+        let (head, at) = rig.offer(CONTROL, &[0, 0, 1], 1, Buffer::default()).expect("there is room");
+        rig.kick(CONTROL);
+        assert_eq!((rig.take_back(CONTROL), rig.memory.snapshot()[at]), (vec![(head, 1)], 0));
     }
 }

@@ -33,6 +33,10 @@ pub(crate) trait Personality {
     fn backend(&self) -> Arc<dyn Backend>;
     /// The bytes of a message in this queue.
     fn bytes(&self, queue: usize, message: &Self::Message) -> Vec<u8>;
+    /// The least room that an honest driver leaves behind a message in this queue.
+    fn least_room(&self, _queue: usize) -> usize {
+        0
+    }
     /// Something happens at the host's end.
     fn happen(&mut self, event: Self::Event);
     /// Looks at the host's end after each pass.
@@ -50,7 +54,8 @@ pub(crate) fn play<P: Personality>(mut personality: P, source: &mut Unstructured
             Move::Happen(event) => personality.happen(event),
             Move::Say { queue, message, buffer, room, kick } => {
                 let queue = rig.queue_of(queue);
-                rig.offer(queue, &personality.bytes(queue, &message), room.into(), buffer);
+                let room = personality.least_room(queue).max(room.into());
+                rig.offer(queue, &personality.bytes(queue, &message), room, buffer);
                 if kick {
                     rig.kick(queue);
                 }
