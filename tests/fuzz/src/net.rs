@@ -229,8 +229,8 @@ impl Personality for Card {
     }
 
     fn least_room(&self, queue: usize) -> usize {
-        // The control queue's answers (§5.1.6.5).
-        usize::from(queue == CONTROL)
+        // The control queue's answers (§5.1.6.5). It is the third queue where the driver wants one pair only (§5.1.2).
+        usize::from(queue >= 2)
     }
 
     fn happen(&mut self, event: Event) {
