@@ -139,15 +139,14 @@ another_version() {
     goes_on
 }
 
-# install_other FOLLOWS [SERVE]: a program that answers the one when it is asked whether it can go on, does the other when
-# it is started, and fails; and upgrades to itself.
+# install_other FOLLOWS: a program that answers this when it is asked whether it can go on, and does nothing else but to
+# upgrade to itself.
 install_other() {
     cat >/run/other <<END
 #!/bin/sh
 case \$1 in
 upgrade) exec $next upgrade --binary $installed ;;
 follows) $1 ;;
-serve) ${2-} ;;
 esac
 exit 1
 END
@@ -164,14 +163,15 @@ a_program_that_cannot_go_on() {
     fio_writes bytes_written
 }
 
-# It says that it can go on, and then ends, and the worker with it, each time that it is started: until the one before is
-# installed again.
+# It says that it can go on, and then ends, each time that it is started: until the one before is installed again. A worker
+# that dies meanwhile is followed then.
 a_program_that_ends_at_once() {
     before
-    install_other "exec $next \"\$@\"" "kill -KILL $worker 2>/dev/null"
+    install_other "exec $next \"\$@\""
     ! systemctl reload xen-virtio || fail "the reload does not fail"
     need_logged "$installed was started in the place of xen-virtio .*, and has ended"
     wait_until 60 is_tried_again || fail "it is not started again: $(systemctl status xen-virtio)"
+    check kill -KILL "$worker"
     install_program "$next"
     need_another_broker
     need_logged 'it ended when there was no xen-virtio'
