@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Output, Stdio};
 
 use xen_virtio::channel::Channel;
-use xen_virtio::protocol::{Order, VERSION};
+use xen_virtio::protocol::{Answer, Order, VERSION};
 use xen_virtio::versions::Versions;
 
 fn command(arguments: &[&str]) -> Command {
@@ -124,6 +124,22 @@ fn a_worker_started_by_hand_says_that_it_is_not_meant_to_be() {
 
     assert_eq!(output.status.code(), Some(1));
     assert!(words(&output.stderr).contains("for `xen-virtio serve` to start"), "{}", words(&output.stderr));
+}
+
+#[test]
+fn a_worker_without_a_user_serves_nobody_unless_it_is_told_to_keep_its_rights() {
+    for (options, words_said) in [(&["worker"][..], "as which user"), (&["worker", "--no-sandbox"], "is not confined")]
+    {
+        let (here, there) = Channel::pair().unwrap();
+        let node = std::fs::File::open("/dev/null").unwrap();
+        here.send(&Order::Start { version: VERSION, domid: 7, former: None }, &[node.as_fd(); 3]).unwrap();
+        let output = command(options).stdin(OwnedFd::from(there)).output().unwrap();
+
+        assert_eq!(output.status.code(), Some(1), "{options:?}");
+        assert!(words(&output.stderr).contains(words_said), "{options:?}: {}", words(&output.stderr));
+        let (told, _) = here.try_receive::<Answer>().unwrap().unwrap();
+        assert!(matches!(told, Answer::Unable { .. }), "{options:?}: {told:?}");
+    }
 }
 
 #[test]

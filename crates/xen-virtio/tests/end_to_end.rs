@@ -22,6 +22,7 @@ use virtio_drivers::device::blk::SECTOR_SIZE;
 use xen_virtio::broker::worker::{Spawned, Spawner};
 use xen_virtio::broker::{CLOSING_PATIENCE, Request};
 use xen_virtio::channel::Channel;
+use xen_virtio::door::Door;
 use xen_virtio::logging::HeldBack;
 use xen_virtio::protocol::{Counter, Former};
 use xen_virtio::worker;
@@ -46,15 +47,17 @@ impl ThreadSpawner {
 }
 
 impl Spawner for ThreadSpawner {
-    fn spawn(&self, _domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
+    fn spawn(&self, domid: u16, former: Option<Former>) -> anyhow::Result<Spawned> {
         let (channel, there) = Channel::pair()?;
         let (end, ended) = oneshot::channel();
         let (kill, _killed) = oneshot::channel();
         let domain = self.domain.clone();
         let (hypervisor, channels) = (domain.xen.hypervisor(), domain.xen.channels());
         *self.last.lock().unwrap() = Some(Arc::clone(&channels));
+        // At which nobody knocks.
+        let door = Door::make(tempfile::tempdir()?.path(), domid)?;
         thread::spawn(move || {
-            let served = worker::serve(there, hypervisor, channels, domain, former, None, HeldBack::default());
+            let served = worker::serve(there, hypervisor, channels, domain, former, door, HeldBack::default());
             // The broker may have ended.
             let _ = end.send(served.map_or_else(|error| format!("{error:#}"), |()| "exit status: 0".to_owned()));
         });

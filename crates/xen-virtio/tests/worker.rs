@@ -4,21 +4,25 @@
 
 mod rig;
 
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use ioreq::ServerId;
 use rig::domain::{BASE_A, BASE_B, Domain};
-use rig::{PATIENCE, XVDA, XVDB, disk_id};
+use rig::{PATIENCE, XVDA, XVDB, disk_id, virtio_id};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendFlags, Shutdown, send};
 use tempfile::{NamedTempFile, TempDir};
+use testkit::device::eventually;
 use testkit::xen::{DmOp, FakeChannels, STATE_INPROCESS, STATE_READY, Vcpu};
 use virtio_backend::{Operation, Owner, Record};
 use virtio_drivers::device::blk::SECTOR_SIZE;
+use virtio_drivers::device::socket::{VsockAddr, VsockEventType};
 use xen_virtio::channel::Channel;
 use xen_virtio::door::{self, Door};
 use xen_virtio::logging::HeldBack;
@@ -52,7 +56,7 @@ impl Running {
         let (hypervisor, events, pages) = (domain.xen.hypervisor(), domain.xen.channels(), domain.clone());
         let here = Arc::clone(&events);
         let runtime = tempfile::tempdir().unwrap();
-        let (door, held_back) = (Some(Door::make(runtime.path(), DOMID).unwrap()), HeldBack::default());
+        let (door, held_back) = (Door::make(runtime.path(), DOMID).unwrap(), HeldBack::default());
         let thread = thread::spawn(move || worker::serve(there, hypervisor, here, pages, former, door, held_back));
         Self { domain, events, channel, runtime, thread }
     }
@@ -131,9 +135,8 @@ impl Running {
         record: &Record,
     ) -> Answer {
         let descriptors = &[descriptors, &[record.as_fd()]].concat();
-        let owner = Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/run".into() };
+        let (owner, place) = (owner(), place(base));
         let model = Model::Disk(virtio_disk::Config::default());
-        let place = place(base);
         let device = Device { id: disk_id(number), place, grants, name: format!("disk-{number}"), owner, model };
         self.order(&Order::Attach { device: Box::new(device) }, descriptors)
     }
@@ -147,6 +150,10 @@ impl Running {
 /// The one IOREQ server of a guest.
 fn server_of(domain: &Domain) -> ServerId {
     domain.xen.servers().into_iter().next().unwrap()
+}
+
+fn owner() -> Owner {
+    Owner { guest: "web".into(), identity: "web".into(), index: 0, vcpus: 1, directory: "/run".into() }
 }
 
 fn place(base: u64) -> Place {
@@ -398,12 +405,71 @@ fn orders_that_no_broker_gives_cost_no_device() {
     let twice = reason(worker.order(&Order::Reserve { id: disk_id(XVDB), place: place(BASE_A) }, &[]));
     worker.tell(&Order::Start { version: VERSION, domid: DOMID + 1, former: None });
     let no_record = reason(worker.order(&Order::GiveUp { id, place: place(BASE_A) }, &[]));
+    worker.tell(&Order::Vacate { id: disk_id(XVDB) });
 
     assert!(twice.contains("overlaps"), "{twice}");
     assert!(no_record.contains("No record"), "{no_record}");
     assert_eq!(worker.attach(XVDA, BASE_A, &[image.as_fd()]), Answer::Attached { id });
+    worker.tell(&Order::Vacate { id });
     worker.domain.run(|domain| domain.disk(BASE_A).write_blocks(0, &[3; SECTOR_SIZE]).unwrap());
     assert_eq!(std::fs::read(image.path()).unwrap()[0], 3);
+}
+
+#[test]
+fn a_broker_that_does_not_listen_is_not_waited_for() {
+    let worker = Running::start();
+    let image = image();
+    worker.attach(XVDA, BASE_A, &[image.as_fd()]);
+
+    rustix::net::shutdown(&worker.channel, Shutdown::Read).unwrap();
+    worker.tell(&Order::Report);
+
+    let worker = worker.with_another_broker();
+    assert_eq!(worker.report().devices.len(), 1);
+}
+
+#[test]
+fn where_a_guest_connects_to_the_broker_is_asked_and_its_answers_are_the_guests() {
+    const PORT: u32 = 1234;
+    let worker = Running::start();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("sockets");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let id = virtio_id(0);
+    let model = Model::Vsock(virtio_vsock::Config { cid: 7, socket: Some(socket) });
+    let device =
+        Device { id, place: place(BASE_A), grants: Grants::Never, name: "vsock0".into(), owner: owner(), model };
+    let attach = Order::Attach { device: Box::new(device) };
+    let attached = worker.order(&attach, &[listener.as_fd(), Record::new().unwrap().as_fd()]);
+    assert_eq!(attached, Answer::Attached { id });
+
+    let domain = worker.domain.clone();
+    let guest = thread::spawn(move || {
+        domain.run(|domain| {
+            let host = VsockAddr { cid: 2, port: PORT };
+            let mut sockets = domain.sockets(BASE_A);
+            sockets.connect(host, 77).unwrap();
+            let mut connected = || sockets.poll().unwrap().map(|event| event.event_type);
+            eventually("the guest hears of its connection", || connected() == Some(VsockEventType::Connected));
+            sockets.send(host, 77, b"from the guest").unwrap();
+        });
+    });
+    let ticket = match worker.answer() {
+        Answer::Reach { id: asks, ticket, number: PORT } if asks == id => ticket,
+        other => panic!("it says {other:?}"),
+    };
+    let (mut host, connection) = UnixStream::pair().unwrap();
+    connection.set_nonblocking(true).unwrap();
+    // An answer to nothing that was asked, before the right one.
+    for ticket in [ticket + 1, ticket] {
+        let reached = Order::Reached { id, ticket, outcome: Ok(()) };
+        worker.channel.send(&reached, &[connection.as_fd()]).unwrap();
+    }
+
+    let mut bytes = [0; 14];
+    host.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"from the guest");
+    guest.join().unwrap();
 }
 
 #[test]

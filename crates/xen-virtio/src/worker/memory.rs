@@ -150,6 +150,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_maps_nothing_is_the_hosts_fault() {
+        let privcmd = Arc::new(Privcmd::from(OwnedFd::from(File::open("/dev/null").unwrap())));
+        let mapped = ForeignPages { privcmd, domain: DomId::new(3).unwrap() }.map(&[7]).err();
+
+        assert!(matches!(mapped, Some(MapError::Host(_))), "{mapped:?}");
+    }
+
+    #[test]
+    fn what_a_guest_did_not_grant_is_its_mistake_and_a_host_without_room_is_not() {
+        let refused = translate_grant(xen_ioctls::GrantError::Refused { reference: 7 });
+        let busy = translate_grant(xen_ioctls::GrantError::NoRoom);
+
+        assert!(matches!(refused, GrantError::Refused { reference: 7 }), "{refused:?}");
+        assert!(matches!(busy, GrantError::Busy), "{busy:?}");
+    }
+
+    #[test]
     fn a_node_that_knows_no_grants_is_the_hosts_fault() {
         let gntdev = Arc::new(Gntdev::from(OwnedFd::from(File::open("/dev/null").unwrap())));
         let grants = GrantedPages { gntdev, domain: DomId::new(3).unwrap() };

@@ -58,7 +58,7 @@ pub fn run(options: &cli::Worker) -> Result<(), Failure> {
         let channel = Channel::from(stdin().as_fd().try_clone_to_owned().context("Cannot use standard input")?);
         let Beginning { xen, former, door, held_back } = begin(&channel)?;
         confine(options).inspect_err(|error| drop(channel.send(&unable(error), &[])))?;
-        serve(channel, xen.hypervisor, xen.events, xen.pages, former, Some(door), held_back)
+        serve(channel, xen.hypervisor, xen.events, xen.pages, former, door, held_back)
     }));
     served.unwrap_or_else(|_| process::abort()).map_err(Failure::Environment)
 }
@@ -90,7 +90,7 @@ pub fn serve(
     events: Arc<dyn EventChannels>,
     pages: impl GuestPages,
     former: Option<Former>,
-    door: Option<Door>,
+    door: Door,
     held_back: HeldBack,
 ) -> anyhow::Result<()> {
     // If the broker is gone as well, the log has what there is to say.

@@ -33,7 +33,7 @@ pub(super) struct Service {
     errands: Errands,
     held_back: HeldBack,
     /// Where the next broker comes.
-    door: Option<Door>,
+    door: Door,
     /// What came with each device, to be handed over to the next broker.
     kept: BTreeMap<DeviceId, Vec<OwnedFd>>,
     /// What devices ask the broker.
@@ -52,7 +52,7 @@ enum Next {
 
 impl Service {
     /// Serves `guest`, whose errands and held back log lines these are.
-    pub(super) fn new(guest: Guest, errands: Errands, door: Option<Door>, held_back: HeldBack) -> Self {
+    pub(super) fn new(guest: Guest, errands: Errands, door: Door, held_back: HeldBack) -> Self {
         Self { guest, errands, held_back, door, kept: BTreeMap::new(), questions: Questions::default(), unmap_at: None }
     }
 
@@ -108,9 +108,7 @@ impl Service {
         while !self.guest.is_idle() && self.guest.is_alive() {
             self.wait(None, Some(ORPHAN_LOOK))?;
             self.do_errands(None);
-            if let Some(door) = &self.door
-                && let Some(next) = door.open().context("Cannot open the door to the next broker")?
-            {
+            if let Some(next) = self.door.open().context("Cannot open the door to the next broker")? {
                 return Ok(Some(next));
             }
         }
@@ -122,11 +120,8 @@ impl Service {
         let until_unmap = self.unmap_at.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = [until_unmap, at_most].into_iter().flatten().min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let bell = self.errands.as_fd();
-        let mut sources = vec![PollFd::new(&bell, PollFlags::IN)];
-        sources.extend(channel.map(|channel| PollFd::new(channel, PollFlags::IN)));
-        let door = self.door.iter().filter(|_| channel.is_none());
-        sources.extend(door.map(|door| PollFd::new(door, PollFlags::IN)));
+        let broker = channel.map_or(self.door.as_fd(), AsFd::as_fd);
+        let mut sources = [self.errands.as_fd(), broker].map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN));
         match poll(&mut sources, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno).context("Cannot wait for orders"),

@@ -5,6 +5,7 @@
 //! bus before Xen sends accesses there, perhaps before the device itself is ready, and an interrupt line.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -78,16 +79,20 @@ impl Guest {
     /// [vacated](Self::vacate) or [removed](Self::remove).
     ///
     /// # Errors
-    /// The window is taken or Xen refuses it; nothing of it stays behind.
+    /// The window is taken or Xen refuses it; nothing of it stays behind, and what the device had elsewhere is as it was.
     pub(super) fn reserve(&mut self, id: DeviceId, place: Place) -> anyhow::Result<()> {
+        self.window(id, place).map(drop)
+    }
+
+    /// The window of a device that is to come, claimed there.
+    fn window(&mut self, id: DeviceId, place: Place) -> anyhow::Result<&mut Held> {
         let window = window_at(place)?;
-        match self.devices.get(&id) {
-            Some(Held { transport: Some(_), .. }) => bail!("The device is served already"),
-            Some(Held { transport: None, claim, .. }) if claim.window() == window => return Ok(()),
-            _ => drop(self.devices.remove(&id)),
-        }
-        self.devices.insert(id, Held::reserve(&self.bus, &self.server, window)?);
-        Ok(())
+        Ok(match self.devices.entry(id) {
+            Entry::Occupied(held) if held.get().transport.is_some() => bail!("The device is served already"),
+            Entry::Occupied(held) if held.get().claim.window() == window => held.into_mut(),
+            // One that it had elsewhere is let go of when it has this one.
+            entry => entry.insert_entry(Held::reserve(&self.bus, &self.server, window)?).into_mut(),
+        })
     }
 
     /// Shows the guest that there is no device in a reserved window.
@@ -112,14 +117,9 @@ impl Guest {
         let Device { id, place, grants, name, .. } = device;
         let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
         let transport = Transport::recorded(backend, line, self.caches.of(*grants, gntdev)?, name, record)?;
-        let is_reserved = matches!(self.devices.get(id), Some(Held { transport: None, .. }));
-        if !is_reserved {
-            self.reserve(*id, *place)?;
-        }
-        if let Some(held) = self.devices.get_mut(id) {
-            held.claim.fill(Arc::clone(&transport) as Arc<dyn io_bus::Device>);
-            held.transport = Some(transport);
-        }
+        let held = self.window(*id, *place)?;
+        held.claim.fill(Arc::clone(&transport) as Arc<dyn io_bus::Device>);
+        held.transport = Some(transport);
         Ok(())
     }
 
@@ -128,11 +128,8 @@ impl Guest {
     /// # Errors
     /// The window is taken or Xen refuses it; nothing of it stays behind but its reservation.
     pub(super) fn give_up(&mut self, id: DeviceId, place: Place, record: &Record) -> anyhow::Result<()> {
-        self.reserve(id, place)?;
-        if let Some(Held { claim, .. }) = self.devices.get(&id) {
-            let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
-            claim.fill(Wreck::new(record, line));
-        }
+        let line = Arc::new(XenLine::new(&self.hypervisor, place.irq));
+        self.window(id, place)?.claim.fill(Wreck::new(record, line));
         Ok(())
     }
 

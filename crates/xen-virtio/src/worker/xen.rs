@@ -56,3 +56,37 @@ impl Xen {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use guest_memory::{Budget, MapCache};
+
+    use super::*;
+
+    fn node() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn a_guests_memory_is_reached_in_the_ways_it_allows_and_grants_need_their_node() {
+        let xen = Xen::new(7, node(), node()).unwrap();
+        let ways = |grants, gntdev| {
+            let cache = MapCache::new(xen.pages.sources(grants, gntdev)?, Budget::default());
+            anyhow::Ok((cache.reaches_frames(), cache.reaches_grants()))
+        };
+        assert_eq!(ways(Grants::Never, None).unwrap(), (true, false));
+        assert_eq!(ways(Grants::Allowed, Some(node())).unwrap(), (true, true));
+        assert_eq!(ways(Grants::Only, Some(node())).unwrap(), (false, true));
+        for grants in [Grants::Allowed, Grants::Only] {
+            let error = ways(grants, None).unwrap_err().to_string();
+            assert!(error.contains("there is no way to them"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_is_refused() {
+        assert!(Xen::new(u16::MAX, node(), node()).is_err());
+    }
+}

@@ -9,6 +9,7 @@ use testkit::driver::{GuestHal, MmioTransport, VcpuWindow, Way};
 use testkit::memory::FakeForeignMemory;
 use testkit::xen::FakeXen;
 use virtio_drivers::device::blk::VirtIOBlk;
+use virtio_drivers::device::socket::{VirtIOSocket, VsockConnectionManager};
 use xen_virtio::model::Grants;
 use xen_virtio::worker::GuestPages;
 
@@ -22,6 +23,10 @@ pub const BASE_A: u64 = 0x0200_0000;
 pub const BASE_B: u64 = 0x0200_0200;
 
 pub type DiskDriver = VirtIOBlk<GuestHal, MmioTransport<VcpuWindow>>;
+pub type SocketDriver = VsockConnectionManager<GuestHal, MmioTransport<VcpuWindow>, RX_BUFFER>;
+
+/// Bytes of a socket device's receive buffers.
+const RX_BUFFER: usize = 4096;
 
 /// A guest.
 #[derive(Clone)]
@@ -53,6 +58,12 @@ impl Domain {
     /// Probes the disk whose registers are at `base`.
     pub fn disk(&self, base: u64) -> DiskDriver {
         VirtIOBlk::new(MmioTransport(VcpuWindow { vcpu: self.xen.vcpu(0), base })).unwrap()
+    }
+
+    /// Probes the socket device whose registers are at `base`.
+    pub fn sockets(&self, base: u64) -> SocketDriver {
+        let transport = MmioTransport(VcpuWindow { vcpu: self.xen.vcpu(0), base });
+        SocketDriver::new(VirtIOSocket::new(transport).unwrap())
     }
 
     /// Whether Xen knows nothing of us any more.
