@@ -421,11 +421,11 @@ fn e07_a_server_that_says_nothing_is_given_up_after_the_time_that_was_set() {
 #[test]
 fn a_server_that_owes_nothing_may_be_silent_for_as_long_as_it_likes() {
     let server = Played::honest(Export::default());
-    let rig = rig(&Config { answer_timeout: 1, ..config(&server.image()) });
+    let rig = rig(&Config { answer_timeout: 2, ..config(&server.image()) });
     (0..5).for_each(|request| offer(&rig, request, kind::IN, 16));
     rig.kick();
     wait_used(&rig, 5);
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(rig.read(16, 8).data, right());
     assert_eq!((rig.counter("nbd_losses"), server.connections()), (0, 1));
 }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use testkit::driver::{Descriptor, Registers, status};
 
@@ -107,6 +109,7 @@ fn g07_a_guest_cannot_accept_what_it_has_not_been_asked() {
         guest.send(&Packet::new(op::RESPONSE, 80, start + 1));
         sent += 1;
         assert!(sent < 200, "the guess is never heard");
+        thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(read_line(&host), "", "the program is not told that it is connected");
     assert_eq!(guest.counter("connections_accepted"), 0);
@@ -227,7 +230,7 @@ fn g07_buffers_may_be_in_any_number_of_pieces() {
     ]);
     let mut host = guest.accept(80).0;
     let data = pattern(200_000, 2);
-    let writer = std::thread::spawn(move || host.write_all(&pattern(200_000, 2)).map(|()| host));
+    let writer = thread::spawn(move || host.write_all(&pattern(200_000, 2)).map(|()| host));
     let mut got = Vec::new();
     while got.len() < data.len() {
         got.extend(guest.expect(op::RW).data);
@@ -255,7 +258,7 @@ fn g07_a_header_that_changes_meanwhile_is_judged_as_it_was_copied() {
     let listener = guest.listen(1);
     let mut guest = guest;
     let mut host = guest.connect(500, &listener);
-    let reader = std::thread::spawn(move || {
+    let reader = thread::spawn(move || {
         let mut total = 0;
         let mut bytes = [0; 4096];
         while let Ok(len @ 1..) = host.read(&mut bytes) {
@@ -268,7 +271,7 @@ fn g07_a_header_that_changes_meanwhile_is_judged_as_it_was_copied() {
     let packet = Packet::new(op::RW, 500, 1).data(&[b'd'; 64]);
     guest.memory.write(TX_DATA, &packet.bytes());
     let (memory, stop) = (guest.memory.clone(), Arc::new(AtomicBool::new(false)));
-    let flipper = std::thread::spawn({
+    let flipper = thread::spawn({
         let stop = Arc::clone(&stop);
         move || {
             while !stop.load(Ordering::Relaxed) {
