@@ -61,7 +61,17 @@ impl Store {
 }
 
 impl Transaction {
+    /// In a task of its own, which ends what it has started if nobody waits for it any more: who is cancelled before the
+    /// reply is there would not know what to end.
     async fn start(store: &Store) -> Result<Self, Error> {
+        let started = tokio::spawn(Self::begin(store.clone()));
+        started.await.unwrap_or_else(|_stopped| {
+            let reason = "the runtime is being shut down".into();
+            Err(Error::ConnectionLost { address: store.address(), reason })
+        })
+    }
+
+    async fn begin(store: Store) -> Result<Self, Error> {
         let reply = store.exchange(MessageType::TransactionStart, "", vec![0]).await?;
         let id = wire::parse_string(&reply.payload).and_then(|id| id.parse().ok()).filter(|id| *id != 0);
         let id = id.ok_or_else(|| Error::BadReply { operation: MessageType::TransactionStart, path: String::new() })?;

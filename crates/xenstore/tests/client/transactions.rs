@@ -115,6 +115,22 @@ async fn a_cancelled_transaction_aborts() {
 }
 
 #[tokio::test]
+async fn a_transaction_cancelled_before_it_has_begun_is_none() {
+    let f = fixture().await;
+
+    tokio::select! {
+        biased;
+        result = f.store.transaction(async |tx| tx.write("/a", "1").await) => panic!("already: {result:?}"),
+        // What was asked is on its way.
+        () = tokio::task::yield_now() => {}
+    }
+    f.store.read("/a").await.unwrap();
+
+    eventually(async || f.xenstored.transaction_count() == 0).await;
+    assert_eq!(f.store.read("/a").await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_transaction_does_not_survive_its_connection() {
     let f = fixture().await;
 
