@@ -5,7 +5,7 @@
 //! each device a socket lies in the store in which one message waits, with the descriptors that were opened for the device and
 //! its record, as a worker would [hand them over](crate::protocol::Answer::Holds). The next broker looks at the message, keeps
 //! another like it, and only then takes the first one away, so that it may end at any moment as well. It has the sockets from
-//! the manager, or where this process becomes it, [from here](FdStore::hand_on).
+//! the manager, or where this process becomes it, from here.
 //!
 //! The manager's socket is the one that this process keeps as well, so what is taken out of it is open nowhere any more.
 //!
