@@ -20,6 +20,7 @@ use crate::lanes::{Buffer, Personality, Rig, play};
 const MAC: [u8; 6] = [0, 0x16, 0x3e, 1, 2, 3];
 const PEER: [u8; 6] = [0, 0x16, 0x3e, 9, 9, 9];
 
+/// Pairs of queues.
 const PAIRS: u16 = 2;
 /// The control queue, behind the pairs.
 const CONTROL: usize = 2 * PAIRS as usize;

@@ -110,8 +110,9 @@ pub struct Broker<S> {
     prepared: mpsc::Sender<(Node, anyhow::Result<Prepared>)>,
     /// Where workers' words come in, each with its guest.
     heard: mpsc::Sender<(u16, Heard)>,
-    /// Closed devices of which something is left on the host, and where it is told that nothing is any more.
+    /// Devices that are closed, and of which something is left on the host.
     clearing: BTreeSet<Node>,
+    /// Where it is told that nothing is left of one any more.
     cleared: mpsc::Sender<Node>,
 }
 

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::guest::Served;
-use crate::channel::Channel;
+use crate::channel::{Channel, DESCRIPTORS_MAX};
 use crate::model::{Class, DeviceId};
 use crate::process::duplicate;
 use crate::protocol::Answer;
@@ -72,9 +72,6 @@ struct Handed {
 
 /// Says to the process of this number that [`Handed`] waits for it at its standard input.
 pub(super) const HANDED: &str = "XEN_VIRTIO_HANDED";
-
-/// Sockets that come with one message.
-const HANDED_AT_ONCE: usize = 100;
 
 impl FdStore {
     /// That of the service manager that has started this process, with what it has kept for it.
@@ -122,7 +119,7 @@ impl FdStore {
         }
         let (inside, outside) = Channel::pair()?;
         let all: Vec<_> = kept.iter().collect();
-        let mut pieces = all.chunks(HANDED_AT_ONCE).peekable();
+        let mut pieces = all.chunks(DESCRIPTORS_MAX).peekable();
         while let Some(some) = pieces.next() {
             let names = some.iter().map(|(node, kept)| spell(**node, kept.generation)).collect();
             let sockets: Vec<_> = some.iter().map(|(_, kept)| kept.socket.as_fd()).collect();
